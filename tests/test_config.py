@@ -1,0 +1,145 @@
+"""Parameters that cannot work are refused by name; what is left open suits the machine."""
+
+import json
+
+import pytest
+
+from utils import config, runtime
+from utils.config import ConfigError
+
+TRAIN = {
+    "preset": "connector", "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 1e-3,
+    "epochs": 2, "global_batch": 32, "micro_batch": 4, "evaluations": 10, "patience": 3, "seed": 0,
+}  # fmt: skip
+EVALUATE = {"beams": 5, "batch_size": 8, "max_new_tokens": None}
+FILTER = {"source": "sample", "image_modes": ("RGB",)}
+PREPROCESS = {"source": "sample", "model_id": "sample", "caption_percentile": 99}
+DEMO = {"examples": 8, "beams": 1}
+
+
+def train(**changes):
+    return config.TrainConfig(**TRAIN | changes)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Return a function that lets the configuration believe in a machine."""
+    return lambda name: monkeypatch.setattr(runtime, "hardware", lambda: name)
+
+
+@pytest.mark.parametrize(
+    ("make", "good", "name", "value"),
+    [
+        *[(config.FilterConfig, FILTER, "image_modes", v) for v in ("RGB", (), ("rgb",), ["RGB", "grey"])],
+        *[(config.PreprocessConfig, PREPROCESS, "caption_percentile", v) for v in (0, -1, 100.5, float("nan"))],
+        *[(config.TrainConfig, TRAIN, "preset", v) for v in ("all", "", None)],
+        *[(config.TrainConfig, TRAIN, "dropout", v) for v in (-0.1, 1, float("nan"))],
+        *[(config.TrainConfig, TRAIN, name, v) for v in (0, -1)
+          for name in ("rank", "alpha", "learning_rate", "epochs", "global_batch", "micro_batch",
+                       "evaluations", "patience")],
+        *[(config.EvaluateConfig, EVALUATE, name, v) for v in (0, -1, 1.5, "5") for name in ("beams", "batch_size")],
+        (config.DemoConfig, DEMO, "examples", 0),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_work_is_refused_by_the_parameters_name(make, good, name, value):
+    make(**good)
+    with pytest.raises(ConfigError) as caught:
+        make(**good | {name: value})
+    assert str(caught.value).startswith(f"{name.upper()} is {value!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("make", "good", "name", "value"),
+    [
+        (config.FilterConfig, FILTER, "image_modes", 5),
+        (config.PreprocessConfig, PREPROCESS, "caption_percentile", "most"),
+        *[(config.TrainConfig, TRAIN, name, "many")
+          for name in ("dropout", "rank", "alpha", "learning_rate", "epochs", "global_batch",
+                       "micro_batch", "evaluations", "patience", "seed")],
+        (config.TrainConfig, TRAIN, "rank", None),
+        *[(config.TrainConfig, TRAIN, name, 1.5) for name in ("rank", "global_batch", "micro_batch")],
+        *[(config.EvaluateConfig, EVALUATE, "max_new_tokens", v) for v in (0, -1, "x")],
+        (config.DemoConfig, DEMO, "examples", "all"),
+        (config.DemoConfig, DEMO, "beams", 0),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused_by_the_parameters_name(make, good, name, value):
+    with pytest.raises(ConfigError, match=name.upper()):
+        make(**good | {name: value})
+
+
+OPEN = {"learning_rate": None, "epochs": None, "global_batch": None, "micro_batch": None}
+
+
+@pytest.mark.parametrize("name", list(config.PROFILES))
+def test_what_is_left_open_comes_from_the_machines_profile(machine, name):
+    machine(name)
+    made, profile = train(**OPEN), config.PROFILES[name]
+    assert {field: getattr(made, field) for field in OPEN} == {field: profile[field] for field in OPEN}
+    made = config.EvaluateConfig(beams=None, batch_size=None, max_new_tokens=None)
+    assert (made.beams, made.batch_size) == (profile["beams"], profile["batch_size"])
+    assert made.max_new_tokens is None
+
+
+def test_what_is_given_stands_on_any_machine(machine):
+    machine("t4x2")
+    made = train(**OPEN | {"micro_batch": 8})
+    assert (made.micro_batch, made.global_batch) == (8, 32)
+
+
+@pytest.mark.parametrize(("procs", "passes"), [(1, 8), (2, 4), (8, 1)])
+def test_the_global_batch_is_the_same_on_any_number_of_ranks(procs, passes):
+    assert train(global_batch=32, micro_batch=4).accumulation(procs) == passes
+
+
+@pytest.mark.parametrize(("batch", "procs"), [(32, 3), (30, 1), (2, 1)])
+def test_a_global_batch_that_does_not_divide_is_refused(batch, procs):
+    with pytest.raises(ConfigError, match=f"GLOBAL_BATCH {batch} is no multiple .* 4 x {procs}:"):
+        train(global_batch=batch, micro_batch=4).accumulation(procs)
+
+
+@pytest.mark.parametrize("name", ["t4", "t4x2", "gpu", "cpu"])
+def test_every_profile_divides_evenly_on_its_machine(machine, name):
+    machine(name)
+    procs = 1 if name in ("t4", "gpu") else 2
+    assert train(**OPEN).accumulation(procs) >= 1
+
+
+def test_a_notebooks_parameters_become_the_fields_and_the_rest_is_left_out():
+    parameters = {k.upper(): v for k, v in TRAIN.items()} | {"WORK": "auto", "PROCS": 2, "FRESH": True}
+    assert config.configure("03_train_lora", parameters, "sample") == train()
+
+
+def test_the_source_of_stage_01_reaches_stages_that_do_not_declare_it():
+    made = config.configure("02_preprocess", {"MODEL_ID": "sample", "CAPTION_PERCENTILE": 99}, "a/b")
+    assert made.source == "a/b"
+
+
+def test_a_declared_source_comes_before_the_one_handed_on():
+    made = config.configure("01_filter", {"SOURCE": "mine/data", "IMAGE_MODES": None}, "sample")
+    assert (made.source, made.image_modes) == ("mine/data", None)
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [(config.FilterConfig, FILTER), (config.FilterConfig, FILTER | {"image_modes": None}),
+     (config.PreprocessConfig, PREPROCESS), (config.TrainConfig, TRAIN),
+     (config.EvaluateConfig, EVALUATE), (config.DemoConfig, DEMO)],
+)  # fmt: skip
+def test_a_configuration_goes_through_json_and_back(make, values):
+    made = make(**values)
+    written = made.json()
+    read = json.loads(json.dumps(written))
+    assert read == written
+    assert make(**read) == made
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_checked():
+    with pytest.raises(AttributeError):
+        train().rank = 0
+
+
+def test_json_values_equal_what_the_manifest_will_read_back():
+    assert config.FilterConfig(source="sample", image_modes=("RGB", "L")).json() == {
+        "source": "sample", "image_modes": ["RGB", "L"],
+    }  # fmt: skip

@@ -1,0 +1,191 @@
+"""One frozen dataclass a stage. The notebooks' parameter cells hold the defaults, not this file.
+
+``None`` and "auto" stand for "what suits this machine": they are replaced when the object is made,
+so that what a manifest records is what was run.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+from utils import runtime
+
+PRESETS = ("decoder", "connector", "vision")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr")
+# What suits a machine where a parameter says None. The rows for GPUs are chosen by arithmetic from
+# the sizes of the model and the cards; none of them has been measured on a T4.
+PROFILES = {
+    "cpu": {"global_batch": 32, "micro_batch": 16, "epochs": 10, "learning_rate": 2e-3,
+            "beams": 1, "batch_size": 32},
+    "t4": {"global_batch": 32, "micro_batch": 2, "epochs": 2, "learning_rate": 2e-4,
+           "beams": 5, "batch_size": 8},
+    "t4x2": {"global_batch": 32, "micro_batch": 2, "epochs": 2, "learning_rate": 2e-4,
+             "beams": 5, "batch_size": 8},
+    "gpu": {"global_batch": 32, "micro_batch": 16, "epochs": 2, "learning_rate": 2e-4,
+            "beams": 5, "batch_size": 12},
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A parameter has a value that cannot work; the message says which and what can."""
+
+
+def demand(condition: bool, message: str) -> None:
+    """Raise :class:`ConfigError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def is_number(value, low: float, high: float = math.inf) -> bool:
+    """Tell whether ``value`` is a number with low <= value <= high."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def demand_whole(config: "Config", *names: str) -> None:
+    """Raise :class:`ConfigError` unless each of the named fields is a whole number above 0."""
+    for name in names:
+        value = getattr(config, name)
+        good = isinstance(value, int) and is_number(value, 1)
+        demand(good, f"{name.upper()} is {value!r}: give a whole number above 0.")
+
+
+class Config:
+    """What the five dataclasses share: JSON out, machine defaults in."""
+
+    def json(self) -> dict:
+        """Return the fields as JSON values (tuples become lists)."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def fill(self, **values) -> None:
+        """Set fields of the frozen object while it is being made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def fill_from_profile(self) -> None:
+        """Replace every None that the machine's profile has a value for."""
+        profile = PROFILES[runtime.hardware()]
+        self.fill(**{k: v for k, v in profile.items() if getattr(self, k, 0) is None})
+
+
+@dataclass(frozen=True)
+class FilterConfig(Config):
+    """Notebook 01. ``image_modes``: Pillow modes to keep, or None for all."""
+
+    source: str
+    image_modes: tuple[str, ...] | None
+
+    def __post_init__(self):
+        modes = self.image_modes
+        if modes is not None:
+            demand(
+                isinstance(modes, tuple | list) and len(modes) > 0 and set(modes) <= set(MODES),
+                f"IMAGE_MODES is {modes!r}: give a tuple of Pillow modes such as ('RGB', 'L') "
+                f"(known: {', '.join(MODES)}), or None for all.",
+            )
+            self.fill(image_modes=tuple(modes))
+        self.fill(source=runtime.choose_source(self.source))
+
+
+@dataclass(frozen=True)
+class PreprocessConfig(Config):
+    """Notebook 02. ``caption_percentile``: captions longer than this share of train are cut."""
+
+    source: str
+    model_id: str
+    caption_percentile: float
+
+    def __post_init__(self):
+        share = self.caption_percentile
+        demand(is_number(share, 1e-9, 100), f"CAPTION_PERCENTILE is {share!r}: give a number in (0, 100].")
+        self.fill(model_id=runtime.choose_model(self.model_id, self.source))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """Notebook 03. None takes the value of the machine's profile."""
+
+    preset: str
+    rank: int
+    alpha: int
+    dropout: float
+    learning_rate: float | None
+    epochs: float | None
+    global_batch: int | None
+    micro_batch: int | None
+    evaluations: int
+    patience: int
+    seed: int
+
+    def __post_init__(self):
+        self.fill_from_profile()
+        demand(self.preset in PRESETS, f"PRESET is {self.preset!r}: choose one of {PRESETS}.")
+        demand_whole(self, "rank", "alpha", "global_batch", "micro_batch", "evaluations", "patience")
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            demand(is_number(value, 1e-12), f"{name.upper()} is {value!r}: give a number above 0.")
+        dropout, seed = self.dropout, self.seed
+        demand(is_number(dropout, 0, 0.999), f"DROPOUT is {dropout!r}: give a number in [0, 1).")
+        good = isinstance(seed, int) and is_number(seed, 0)
+        demand(good, f"SEED is {seed!r}: give a whole number, 0 or more.")
+
+    def accumulation(self, procs: int) -> int:
+        """Return the micro-batches that each of ``procs`` ranks adds up before a step.
+
+        Raises:
+            ConfigError: ``global_batch`` does not divide evenly.
+        """
+        per_pass = self.micro_batch * procs
+        demand(
+            self.global_batch % per_pass == 0,
+            f"GLOBAL_BATCH {self.global_batch} is no multiple of MICRO_BATCH x PROCS = "
+            f"{self.micro_batch} x {procs}: change one of the three.",
+        )
+        return self.global_batch // per_pass
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """Notebook 04. None takes the value of the machine's profile."""
+
+    beams: int | None
+    batch_size: int | None
+    max_new_tokens: int | None
+
+    def __post_init__(self):
+        self.fill_from_profile()
+        demand_whole(self, "beams", "batch_size")
+        if self.max_new_tokens is not None:
+            demand_whole(self, "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class DemoConfig(Config):
+    """Notebook 05. ``examples``: pictures in the gallery."""
+
+    examples: int
+    beams: int | None
+
+    def __post_init__(self):
+        self.fill_from_profile()
+        demand_whole(self, "examples", "beams")
+
+
+CONFIGS = {
+    "01_filter": FilterConfig,
+    "02_preprocess": PreprocessConfig,
+    "03_train_lora": TrainConfig,
+    "04_evaluate": EvaluateConfig,
+    "05_caption_demo": DemoConfig,
+}
+
+
+def configure(stage: str, parameters: dict, source: str) -> Config:
+    """Build the configuration of ``stage`` from a notebook's parameters (upper-case names).
+
+    Args:
+        stage: a key of ``CONFIGS``.
+        parameters: all parameters of the notebook; those that are no field (WORK, PROCS) are left out.
+        source: the resolved source of stage 01, for the stages that do not declare SOURCE.
+    """
+    given = {"source": source, **{k.lower(): v for k, v in parameters.items()}}
+    names = [field.name for field in fields(CONFIGS[stage])]
+    return CONFIGS[stage](**{name: given[name] for name in names})

@@ -1,0 +1,159 @@
+"""Data in, Figure out. Nothing is read or computed here but what a picture needs.
+
+In a notebook a figure shows itself at the end of its cell; elsewhere use its ``savefig``.
+"""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK, KEPT, DROPPED = "#22313f", "#2a7f8e", ("#d9a441", "#c2603f", "#8a6fa8", "#7d8b99", "#b5b04c")
+BASE, TUNED, COMMON = "#9aa7b4", "#2a7f8e", "#d9a441"
+plt.rcParams.update({
+    "figure.dpi": 80, "savefig.dpi": 110, "savefig.bbox": "tight", "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
+    "axes.titleweight": "bold", "axes.titlesize": 11, "axes.titlelocation": "left",
+})  # fmt: skip
+
+
+def funnel(counts: dict[str, dict[str, int]]) -> Figure:
+    """Draw how many pairs of each split stay, and why the others do not.
+
+    Args:
+        counts: split -> reason -> pairs, "kept" first.
+    """
+    figure, axes = plt.subplots(figsize=(9, 2.6))
+    reasons = list(next(iter(counts.values())))
+    left = np.zeros(len(counts))
+    totals = np.maximum([sum(row.values()) for row in counts.values()], 1)
+    for number, reason in enumerate(reasons):
+        width = np.array([row[reason] for row in counts.values()]) / totals
+        colour = KEPT if reason == "kept" else DROPPED[(number - 1) % len(DROPPED)]
+        bars = axes.barh(list(counts), width, left=left, color=colour, label=reason)
+        labels = [
+            f"{row[reason]:,}" if w > 0.06 else "" for row, w in zip(counts.values(), width, strict=True)
+        ]
+        axes.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
+        left += width
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set_title("Pairs by split and reason")
+    axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def image_grid(images: list[Image.Image], titles: list[str], columns: int = 6) -> Figure:
+    """Draw pictures with a short title over each, ``columns`` a row."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.25 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image, cmap="gray")
+        axis.set_title(
+            textwrap.fill(title, 24), fontsize=8, fontweight="normal", loc="center", parse_math=False
+        )
+    figure.tight_layout()
+    return figure
+
+
+def token_lengths(lengths: pd.Series, limit: int) -> Figure:
+    """Draw the training captions' lengths in tokens, with the limit at which they are cut."""
+    figure, axes = plt.subplots(figsize=(8, 2.8))
+    top = int(max(limit * 1.5, lengths.quantile(0.995)))
+    axes.hist(lengths.clip(upper=top), bins=min(top, 60), color=KEPT)
+    axes.axvline(limit, color=DROPPED[1], linewidth=2)
+    longer = int((lengths > limit).sum())
+    axes.text(limit, axes.get_ylim()[1] * 0.92, f"  limit {limit}: {longer:,} longer ones are cut",
+              color=DROPPED[1])  # fmt: skip
+    axes.set(xlabel="tokens of a caption, with its end", ylabel="captions")
+    axes.set_title("Length of the training captions")
+    return figure
+
+
+def training_curves(log: pd.DataFrame, best_step: int) -> Figure:
+    """Draw training and validation loss and the learning rate from the lines of ``log.jsonl``."""
+    figure, (losses, rates) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1))
+    train, valid = log.dropna(subset=["loss"]), log.dropna(subset=["eval_loss"])
+    losses.plot(train["step"], train["loss"], color=BASE, label="training")
+    losses.plot(valid["step"], valid["eval_loss"], "o-", color=TUNED, label="validation")
+    losses.axvline(best_step, color=COMMON, linewidth=1.5, label=f"best: step {best_step}")
+    losses.set(xlabel="step", ylabel="loss per token (nats)", title="Loss")
+    losses.legend(frameon=False)
+    rates.plot(train["step"], train["learning_rate"], color=INK)
+    rates.set(xlabel="step", title="Learning rate")
+    figure.tight_layout()
+    return figure
+
+
+def score_bars(scores: pd.DataFrame, names: list[str]) -> Figure:
+    """Draw metrics side by side for several systems.
+
+    Args:
+        scores: one row a system, one column a metric.
+        names: the columns to draw.
+    """
+    colours = dict(zip(scores.index, (COMMON, BASE, TUNED), strict=False))
+    columns = -(-len(names) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(2.1 * columns, 4.6))
+    for axis, name in zip(axes.flat, names, strict=False):
+        bars = axis.bar(range(len(scores)), scores[name], color=[colours[s] for s in scores.index])
+        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.set_xticks([])
+        axis.margins(y=0.15)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[s]) for s in scores.index]
+    figure.legend(handles, scores.index, ncols=len(scores), loc="lower center", frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    return figure
+
+
+def confusion(matrix: pd.DataFrame) -> Figure:
+    """Draw which modality the captions name (columns) for which modality of the image (rows)."""
+    figure, axes = plt.subplots(figsize=(1.2 + 0.8 * matrix.shape[1], 1 + 0.5 * matrix.shape[0]))
+    share = matrix.div(matrix.sum(axis=1).replace(0, 1), axis=0)
+    axes.imshow(share, cmap="BuGn", vmin=0, vmax=1.2, aspect="auto")
+    for (row, column), value in np.ndenumerate(matrix.to_numpy()):
+        if value:
+            axes.text(column, row, str(value), ha="center", va="center", color=INK, fontsize=9)
+    axes.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=20)
+    axes.set_yticks(range(matrix.shape[0]), matrix.index)
+    axes.set(xlabel="named in the tuned caption", ylabel="modality of the image")
+    axes.set_title("Modality")
+    return figure
+
+
+def caption_gallery(images: list[Image.Image], captions: pd.DataFrame) -> Figure:
+    """Draw images beside their reference, base and tuned captions, two a row.
+
+    Args:
+        images: one a row of ``captions``.
+        captions: columns image_id, reference, base, tuned.
+    """
+    rows = -(-len(images) // 2)
+    figure, axes = plt.subplots(rows, 4, figsize=(13, 2.5 * rows), width_ratios=(1, 1.75) * 2, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for number, (image, row) in enumerate(zip(images, captions.itertuples(), strict=True)):
+        picture, text = axes[number // 2, number % 2 * 2], axes[number // 2, number % 2 * 2 + 1]
+        picture.imshow(image)
+        write_captions(text, (("reference", row.reference, INK), ("base", row.base, "#6b7884"),
+                              ("tuned", row.tuned, TUNED)))  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def write_captions(axis, parts: tuple[tuple[str, str, str], ...]) -> None:
+    """Write named captions below each other, each cut to what fits; ``$`` is text, not mathematics."""
+    top = 1.0
+    for name, caption, colour in parts:
+        lines = textwrap.wrap(" ".join(caption.split()) or "(empty)", 46, max_lines=3, placeholder=" …")
+        axis.text(0, top, name, fontsize=8, color=colour, fontweight="bold", va="top")
+        axis.text(0, top - 0.09, "\n".join(lines), fontsize=9, color=colour, va="top", parse_math=False)
+        top -= 0.16 + 0.095 * len(lines)

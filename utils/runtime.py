@@ -1,0 +1,178 @@
+"""Where the code runs: Kaggle, Colab or a local machine; its GPUs, its dtype, its ranks."""
+
+import functools
+import io
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import __version__
+from utils.stages import REPO, VERSIONED, versions
+
+KAGGLE_WORK = Path("/kaggle/working/radiglow")
+KAGGLE_INPUT = Path("/kaggle/input")
+HUB_DATASET = "eltorio/ROCOv2-radiology"
+HUB_MODEL = "Salesforce/blip2-opt-6.7b"
+SAMPLE_MODEL = "sample"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as nvidia-smi reports it; ``memory`` in GiB."""
+
+    name: str
+    capability: float
+    memory: float
+
+
+class LaunchError(RuntimeError):
+    """A launched process failed; the message holds its own error."""
+
+
+def place() -> str:
+    """Return "kaggle", "colab" or "local"."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ else "local"
+
+
+def work_folder(work: str = "auto") -> Path:
+    """Return the folder that holds the stage folders."""
+    if work != "auto":
+        return Path(work).resolve()
+    return KAGGLE_WORK if place() == "kaggle" else REPO / "work"
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """List the GPUs without touching CUDA: a notebook that holds one starves the ranks it launches."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = "--query-gpu=name,compute_cap,memory.total"
+    result = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if result.returncode:
+        return ()
+    rows = [line.split(", ") for line in result.stdout.strip().splitlines()]
+    return tuple(Gpu(name, float(cap), float(memory) / 1024) for name, cap, memory in rows)
+
+
+def hardware() -> str:
+    """Name the hardware profile: "cpu", "t4", "t4x2" or "gpu" (24 GiB and more)."""
+    found = gpus()
+    if not found:
+        return "cpu"
+    if min(gpu.memory for gpu in found) >= 22:
+        return "gpu"
+    return "t4x2" if len(found) > 1 else "t4"
+
+
+def compute_dtype() -> tuple[str, str]:
+    """Return the dtype to compute in, and the reason.
+
+    The capability decides: ``torch.cuda.is_bf16_supported()`` says yes on a T4, which only emulates it.
+    """
+    found = gpus()
+    if not found:
+        return "float32", "no GPU: a CPU computes in fp32"
+    lowest = min(gpu.capability for gpu in found)
+    if lowest < 8.0:
+        return "float16", f"compute capability {lowest} has no bf16 units"
+    return "bfloat16", f"compute capability {lowest} has bf16 units"
+
+
+def choose_source(source: str) -> str:
+    """Replace "auto": an attached ROCOv2 folder, the hub's copy on a GPU machine, else the sample."""
+    if source != "auto":
+        return str(Path(source).resolve()) if Path(source).is_dir() else source
+    if not gpus():
+        return "sample"
+    attached = sorted(p.parent for p in KAGGLE_INPUT.glob("**/train_captions.csv"))
+    return str(attached[0]) if attached else HUB_DATASET
+
+
+def choose_model(model_id: str, source: str) -> str:
+    """Replace "auto": BLIP-2 OPT-6.7B on a GPU, the sample's own model without one or for phantoms."""
+    if model_id != "auto":
+        return str(Path(model_id).resolve()) if Path(model_id).is_dir() else model_id
+    return HUB_MODEL if gpus() and source != "sample" else SAMPLE_MODEL
+
+
+def banner() -> str:
+    """Describe the machine in a few lines: what runs, on what, with which versions."""
+    dtype, why = compute_dtype()
+    cards = ", ".join(f"{gpu.name} ({gpu.memory:.0f} GiB)" for gpu in gpus()) or "none"
+    installed = versions()
+    lines = [
+        f"machine    {place()}, {os.cpu_count()} CPU cores, {memory_gib():.0f} GiB memory",
+        f"GPU        {cards}",
+        f"computes   in {dtype} ({why}); profile {hardware()}",
+        f"python     {platform.python_version()}, "
+        + ", ".join(f"{name} {installed[name]}" for name in VERSIONED[:5]),
+        f"code       RadiGlow {__version__}",
+    ]
+    return "\n".join(lines)
+
+
+def memory_gib() -> float:
+    """Return the machine's memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def rank_count(procs: int | None) -> int:
+    """Return ``procs``, or what suits the machine: one process per GPU, two on a CPU.
+
+    Raises:
+        ValueError: ``procs`` is no number of processes.
+    """
+    if procs is None:
+        return len(gpus()) or 2
+    if not isinstance(procs, int) or isinstance(procs, bool) or procs < 1:
+        raise ValueError(f"PROCS is {procs!r}: give a whole number above 0, or None for one per GPU.")
+    return procs
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launch(module: str, *arguments, procs: int) -> None:
+    """Run ``python -m module`` on ``procs`` ranks, pass its output on, raise if any rank fails.
+
+    A subprocess, because a failing ``!torchrun`` line does not stop a notebook, and because its
+    memory goes back to the machine at its end.
+
+    Raises:
+        LaunchError: a rank failed; holds the rank's own last lines.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={procs}", "-m", module, *map(str, arguments)]  # fmt: skip
+    threads = max(1, (os.cpu_count() or 1) // procs)
+    # The repository goes first: the folder of the notebook may hold another "utils".
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1",
+           "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    tail: list[str] = []
+    with subprocess.Popen(
+        command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        # newline="" keeps the carriage returns by which a bar rewrites its line.
+        for line in io.TextIOWrapper(process.stdout, errors="replace", newline=""):
+            print(line, end="", flush=True)
+            tail = [*tail[-200:], line]
+    if process.returncode:
+        raise LaunchError(f"{module} failed on {procs} processes. {own_error(tail)}")
+
+
+def own_error(tail: list[str]) -> str:
+    """Return the last exception line of a rank from what the launcher printed around it."""
+    errors = [line.strip() for line in tail if re.search(r"^(\[rank\d+\]: )?[\w.]*(Error|Exit)\b.*:", line)]
+    errors = [line for line in errors if "ChildFailedError" not in line]
+    return errors[0] if errors else "Its last line was: " + (tail[-1].strip() if tail else "none")
