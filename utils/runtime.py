@@ -31,7 +31,7 @@ class Gpu:
 
 
 class LaunchError(RuntimeError):
-    """A launched process failed; the message holds its own error."""
+    """Processes cannot be launched as asked, or one failed; the message holds its own error."""
 
 
 def place() -> str:
@@ -130,12 +130,12 @@ def rank_count(procs: int | None) -> int:
     """Return ``procs``, or what suits the machine: one process per GPU, two on a CPU.
 
     Raises:
-        ValueError: ``procs`` is no number of processes.
+        LaunchError: ``procs`` is no number of processes.
     """
     if procs is None:
         return len(gpus()) or 2
     if not isinstance(procs, int) or isinstance(procs, bool) or procs < 1:
-        raise ValueError(f"PROCS is {procs!r}: give a whole number above 0, or None for one per GPU.")
+        raise LaunchError(f"PROCS is {procs!r}: give a whole number above 0, or None for one per GPU.")
     return procs
 
 

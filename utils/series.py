@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the series; return 0, or 2 after one sentence that says what was wrong."""
     try:
         run(parse_arguments(arguments))
-    except (StageError, ValueError) as error:  # a ConfigError is a ValueError
+    except (StageError, configs.ConfigError, runtime.LaunchError) as error:
         print(f"\nStopped: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -52,9 +52,7 @@ class RunLog(TrainerCallback):
     def __init__(self, path: Path, resumed: int):
         self.path, self.bar = path, None
         self.started = time.perf_counter()
-        lines = path.read_text().splitlines() if path.is_file() else []
-        # What was logged after the checkpoint that training goes on from is about to happen again.
-        self.kept = [line for line in lines if json.loads(line)["step"] <= resumed]
+        self.kept = lines_until(resumed, path)
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the bar where training goes on."""
@@ -85,6 +83,21 @@ class RunLog(TrainerCallback):
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def lines_until(step: int, path: Path) -> list[str]:
+    """Return the whole lines of a log up to ``step``: what came after is about to happen again.
+
+    A kill may have cut the last line off.
+    """
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            logged = json.loads(line)["step"]
+        except ValueError:
+            break
+        kept += [line] if logged <= step else []
+    return kept
 
 
 def rank_device() -> int | str:
@@ -175,7 +188,8 @@ def build_trainer(config: TrainConfig, prepared: Path, output: Path) -> tuple[Ca
 
 def keep_best(trainer: CaptionTrainer, output: Path, facts: dict, seconds: float) -> None:
     """Copy the best checkpoint's adapter out of the checkpoints and write the run's record."""
-    best, adapter = Path(trainer.state.best_model_checkpoint), output / "adapter"
+    best = output / "checkpoints" / f"checkpoint-{trainer.state.best_global_step}"
+    adapter = output / "adapter"
     adapter.mkdir(exist_ok=True)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(best / name, adapter / name)
@@ -202,6 +216,8 @@ def main(job_path: str) -> None:
     if dist.is_initialized():
         dist.barrier()
     resume = checkpoints.newest(output / "checkpoints")
+    # Measured before, and a second time it would count against the patience.
+    trainer.args.eval_on_start = resume is None
     trainer.add_callback(RunLog(output / "log.jsonl", checkpoints.step_of(resume) if resume else -1))
     if first:
         announce(facts, resume)

@@ -6,13 +6,14 @@ import io
 import json
 import multiprocessing
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from utils.sample import texts
 from utils.sample.phantoms import Phantom, doppler, draw, random_phantom, random_size
@@ -26,14 +27,14 @@ IMAGE_DEFECTS = {"rgba": 6, "sixteen_bit": 6, "truncated": 4, "wrong_extension":
 CAPTION_DIRT = {"empty": 3, "spaces": 6, "glued": 5, "one_word": 4, "long": 3, "replacement": 3}
 DUPLICATES = 4  # train rows in a thousand that are byte for byte a test picture
 
-MODALITY_CUIS = {"X-ray": ("C1306645", "Plain x-ray"),
+MODALITY_CONCEPTS = {"X-ray": ("C1306645", "Plain x-ray"),
                  "CT": ("C0040405", "X-Ray Computed Tomography"),
                  "MR": ("C0024485", "Magnetic Resonance Imaging"),
                  "ultrasound": ("C0041618", "Ultrasonography"),
                  "angiography": ("C0002978", "angiogram")}
-REGION_CUIS = {"chest": ("C0817096", "Chest"), "abdomen": ("C0000726", "Abdomen"),
+REGION_CONCEPTS = {"chest": ("C0817096", "Chest"), "abdomen": ("C0000726", "Abdomen"),
                "brain": ("C0006104", "Brain"), "knee": ("C0022742", "Knee")}
-FINDING_CUIS = {"nodule": ("C0028259", "Nodule"), "cyst": ("C0010709", "Cyst"),
+FINDING_CONCEPTS = {"nodule": ("C0028259", "Nodule"), "cyst": ("C0010709", "Cyst"),
                 "calcification": ("C0006663", "Calcinosis")}
 
 
@@ -175,7 +176,7 @@ def _write_image(job):
 
 def _write_images(folder, rows, procs):
     jobs = [(folder, row) for row in rows]
-    bar = dict(total=len(rows), desc="drawing the sample", unit="image")
+    bar = dict(total=len(rows), desc="drawing the sample", unit="image", file=sys.stdout)
     if procs < 2:
         for job in tqdm(jobs, **bar):
             _write_image(job)
@@ -194,7 +195,7 @@ def _write_tables(folder, rows):
                    [(row.ID, row.caption) for row in mine])
         _write_csv(folder / f"{split}_concepts_manual.csv", ("ID", "CUIs"),
                    [(row.ID, ";".join(_cuis(row.phantom))) for row in mine])
-    names = [*MODALITY_CUIS.values(), *REGION_CUIS.values(), *FINDING_CUIS.values()]
+    names = [*MODALITY_CONCEPTS.values(), *REGION_CONCEPTS.values(), *FINDING_CONCEPTS.values()]
     _write_csv(folder / "cui_mapping.csv", ("CUI", "Canonical name"), names)
     _write_csv(folder / "key.csv", KEY, [_key(row) for row in rows])
 
@@ -205,9 +206,9 @@ def _write_csv(path, header, lines):
 
 
 def _cuis(phantom):
-    cuis = [MODALITY_CUIS[phantom.modality][0], REGION_CUIS[phantom.region][0]]
-    if phantom.finding in FINDING_CUIS:
-        cuis.append(FINDING_CUIS[phantom.finding][0])
+    cuis = [MODALITY_CONCEPTS[phantom.modality][0], REGION_CONCEPTS[phantom.region][0]]
+    if phantom.finding in FINDING_CONCEPTS:
+        cuis.append(FINDING_CONCEPTS[phantom.finding][0])
     return cuis
 
 
