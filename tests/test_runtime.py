@@ -202,3 +202,16 @@ def test_a_word_with_error_in_a_line_is_no_error():
 def test_without_an_error_line_the_last_one_is_told():
     assert runtime.own_error(["step 3\n", "Killed\n"]) == "Its last line was: Killed"
     assert runtime.own_error([]) == "Its last line was: none"
+
+
+def test_a_rank_ends_when_its_launcher_is_gone():
+    """A killed kernel left its ranks training into the folder of the next run."""
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = "import time; from utils import runtime; runtime.exit_with_launcher(); time.sleep(60)"
+    env = {**os.environ, runtime.LAUNCHER: str(launcher.pid)}
+    rank = subprocess.Popen([sys.executable, "-c", code], cwd=stages.REPO, env=env)
+    with pytest.raises(subprocess.TimeoutExpired):
+        rank.wait(timeout=2)
+    launcher.kill()  # not waited for: a process that ended and stays in the table is gone as well
+    assert rank.wait(timeout=20) == 70
+    launcher.wait()

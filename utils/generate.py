@@ -101,6 +101,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 def main(job_path: str) -> None:
     """Caption this rank's parts of the split, those that are not there yet."""
+    runtime.exit_with_launcher()
     job = read_json(Path(job_path))
     prepared, output, config = Path(job["prepared"]), Path(job["output"]), job["config"]
     settings = read_json(prepared / "preprocess.json")

@@ -1,7 +1,6 @@
 """The notebooks as files: their parameters, running one, and cleaning one for the repository."""
 
 import ast
-import os
 import re
 import sys
 import time
@@ -116,13 +115,11 @@ def execute(name: str, parameters: dict, target: Path) -> Path:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    # The kernel starts in the repository, where `utils` is found whatever the caller's folder.
-    os.environ["PYTHONPATH"] = str(REPO)
     runner = Runner(
         notebook,
         timeout=None,
         kernel_name="python3",
-        resources={"metadata": {"path": str(REPO)}},
+        resources={"metadata": {"path": str(REPO)}},  # the kernel's folder, whatever the caller's
         store_widget_state=False,  # it would hold the bytes of pictures
         extra_arguments=["--log-level=ERROR"],
     )

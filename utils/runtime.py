@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ KAGGLE_INPUT = Path("/kaggle/input")
 HUB_DATASET = "eltorio/ROCOv2-radiology"
 HUB_MODEL = "Salesforce/blip2-opt-6.7b"
 SAMPLE_MODEL = "sample"
+LAUNCHER = "RADIGLOW_LAUNCHER"  # the environment variable that holds the launching process's id
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def launch(module: str, *arguments, procs: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // procs)
     # The repository goes first: the folder of the notebook may hold another "utils".
     env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1",
-           "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+           "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+           LAUNCHER: str(os.getpid())}  # fmt: skip
     tail: list[str] = []
     with subprocess.Popen(
         command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -169,6 +173,33 @@ def launch(module: str, *arguments, procs: int) -> None:
             tail = [*tail[-200:], line]
     if process.returncode:
         raise LaunchError(f"{module} failed on {procs} processes. {own_error(tail)}")
+
+
+def exit_with_launcher() -> None:
+    """End this rank soon after the process that launched it is gone.
+
+    A kernel that is killed takes nothing with it: its ranks would train on, unseen, into the folder
+    in which the next run already works.
+    """
+    launcher = int(os.environ.get(LAUNCHER, 0))
+
+    def watch() -> None:
+        while is_alive(launcher):
+            time.sleep(1)
+        os._exit(70)
+
+    if launcher:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ended and was not yet collected does not."""
+    import psutil  # comes with accelerate
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def own_error(tail: list[str]) -> str:

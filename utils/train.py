@@ -205,6 +205,7 @@ def keep_best(trainer: CaptionTrainer, output: Path, facts: dict, seconds: float
 
 def main(job_path: str) -> None:
     """Train as the job says, unless its run is finished."""
+    runtime.exit_with_launcher()
     job = read_json(Path(job_path))
     config, output = TrainConfig(**job["config"]), Path(job["output"])
     if (output / "run.json").is_file():
