@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 INK, KEPT, DROPPED = "#22313f", "#2a7f8e", ("#d9a441", "#c2603f", "#8a6fa8", "#7d8b99", "#b5b04c")
@@ -83,6 +84,10 @@ def training_curves(log: pd.DataFrame, best_step: int) -> Figure:
     losses.plot(valid["step"], valid["eval_loss"], "o-", color=TUNED, label="validation")
     losses.axvline(best_step, color=COMMON, linewidth=1.5, label=f"best: step {best_step}")
     losses.set(xlabel="step", ylabel="loss per token (nats)", title="Loss")
+    losses.set_yscale("log")  # the first steps fall so far that the rest would look flat
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.yaxis.set_minor_locator(NullLocator())
     losses.legend(frameon=False)
     rates.plot(train["step"], train["learning_rate"], color=INK)
     rates.set(xlabel="step", title="Learning rate")
@@ -121,7 +126,8 @@ def confusion(matrix: pd.DataFrame) -> Figure:
     axes.imshow(share, cmap="BuGn", vmin=0, vmax=1.2, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix.to_numpy()):
         if value:
-            axes.text(column, row, str(value), ha="center", va="center", color=INK, fontsize=9)
+            colour = "white" if share.iat[row, column] > 0.5 else INK
+            axes.text(column, row, str(value), ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=20)
     axes.set_yticks(range(matrix.shape[0]), matrix.index)
     axes.set(xlabel="named in the tuned caption", ylabel="modality of the image")
@@ -137,7 +143,7 @@ def caption_gallery(images: list[Image.Image], captions: pd.DataFrame) -> Figure
         captions: columns image_id, reference, base, tuned.
     """
     rows = -(-len(images) // 2)
-    figure, axes = plt.subplots(rows, 4, figsize=(13, 2.5 * rows), width_ratios=(1, 1.75) * 2, squeeze=False)
+    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.1 * rows), width_ratios=(1, 1.75) * 2, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, (image, row) in enumerate(zip(images, captions.itertuples(), strict=True)):
@@ -145,7 +151,7 @@ def caption_gallery(images: list[Image.Image], captions: pd.DataFrame) -> Figure
         picture.imshow(image)
         write_captions(text, (("reference", row.reference, INK), ("base", row.base, "#6b7884"),
                               ("tuned", row.tuned, TUNED)))  # fmt: skip
-    figure.tight_layout()
+    figure.tight_layout(w_pad=0.4)
     return figure
 
 
@@ -155,5 +161,5 @@ def write_captions(axis, parts: tuple[tuple[str, str, str], ...]) -> None:
     for name, caption, colour in parts:
         lines = textwrap.wrap(" ".join(caption.split()) or "(empty)", 46, max_lines=3, placeholder=" …")
         axis.text(0, top, name, fontsize=8, color=colour, fontweight="bold", va="top")
-        axis.text(0, top - 0.09, "\n".join(lines), fontsize=9, color=colour, va="top", parse_math=False)
-        top -= 0.16 + 0.095 * len(lines)
+        axis.text(0, top - 0.1, "\n".join(lines), fontsize=9, color=colour, va="top", parse_math=False)
+        top -= 0.15 + 0.1 * len(lines)
