@@ -2,7 +2,7 @@
 
     python -m utils.sample.tiny_blip2 OUT_FOLDER
 
-draws its training pictures, pretrains (about 13 minutes on one core) and writes the folder that is
+draws its training pictures, pretrains (about 17 minutes on one core) and writes the folder that is
 shipped as `utils/sample/weights`. It reads plain descriptions of pictures and radiology sentences
 without pictures, but never a picture with a radiology caption: that is left to the adapter.
 """
