@@ -1,15 +1,11 @@
 """The demo as a person meets it: served by Voila, clicked in Debian's Chromium."""
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import nbformat
 import pytest
 
+from tests.demo_page import opened, served
 from utils.stages import REPO
 
 pytestmark = pytest.mark.slow
@@ -31,48 +27,18 @@ items = [demo.GalleryItem(f"test_{{i}}", Image.new("RGB", (64, 64), (60 * i,) * 
          for i in range(3)]
 demo_view.build_view(demo.DemoController(Stub(), items))
 """
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(repo=str(REPO)))])
-    nbformat.write(notebook, folder / "page.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "page.ipynb", "--no-browser", f"--port={port}"]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        address = f"http://127.0.0.1:{port}/"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(address + "static/favicon.ico", timeout=1).close()
-                break
-            except (urllib.error.HTTPError, urllib.error.URLError) as error:
-                if isinstance(error, urllib.error.HTTPError):
-                    break  # it answers, if only that there is no such picture
-                time.sleep(0.1)
-        yield address
-        server.terminate()
-
-
-@pytest.fixture(scope="module")
-def page(address):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    browser_path = shutil.which("chromium")
-    if browser_path is None:
+def page(tmp_path_factory):
+    pytest.importorskip("playwright.sync_api")
+    if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(address, timeout=90_000)
-        page.get_by_role("button", name="Caption 1").wait_for(timeout=90_000)
+    path = tmp_path_factory.mktemp("page") / "page.ipynb"
+    cell = nbformat.v4.new_code_cell(CELL.format(repo=str(REPO)))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    with served(path) as address, opened(address) as page:
         yield page
-        browser.close()
 
 
 def test_the_notice_stands_there_before_anything_is_captioned(page):

@@ -222,5 +222,5 @@ def test_the_confusion_shows_counts_where_there_are_any():
 
 def test_the_lengths_say_how_many_are_cut():
     assert words_of(plots.token_lengths(pd.Series([5, 60, 61, 80]), 60)) == [
-        "  limit 60: 2 longer ones are cut"
+        "limit 60: 2 longer ones are cut "
     ]

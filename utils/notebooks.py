@@ -1,6 +1,7 @@
 """The notebooks as files: their parameters, running one, and cleaning one for the repository."""
 
 import ast
+import itertools
 import re
 import sys
 import time
@@ -158,8 +159,14 @@ def publish(name: str, executed: Path) -> None:
     """Write an executed notebook over the repository's, without what belongs to one run alone."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    counted = itertools.count(1)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{name[:2]}-{number:02d}"
+        if cell.cell_type == "code":
+            cell.execution_count = next(counted)
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = cell.execution_count
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -42,6 +42,7 @@ def funnel(counts: dict[str, dict[str, int]]) -> Figure:
         left += width
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set_xlim(0, 1)
     axes.set_title("Pairs by split and reason")
     axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     return figure
@@ -65,13 +66,14 @@ def image_grid(images: list[Image.Image], titles: list[str], columns: int = 6) -
 def token_lengths(lengths: pd.Series, limit: int) -> Figure:
     """Draw the training captions' lengths in tokens, with the limit at which they are cut."""
     figure, axes = plt.subplots(figsize=(8, 2.8))
-    top = int(max(limit * 1.5, lengths.quantile(0.995)))
-    axes.hist(lengths.clip(upper=top), bins=min(top, 60), color=KEPT)
+    top = int(max(limit * 1.5, lengths.quantile(0.99))) + 1
+    step = -(-top // 80)  # whole tokens, or the bars would beat against them
+    axes.hist(lengths.clip(upper=top), bins=np.arange(0, top + step + 1, step) - 0.5, color=KEPT)
     axes.axvline(limit, color=DROPPED[1], linewidth=2)
     longer = int((lengths > limit).sum())
-    axes.text(limit, axes.get_ylim()[1] * 0.92, f"  limit {limit}: {longer:,} longer ones are cut",
-              color=DROPPED[1])  # fmt: skip
-    axes.set(xlabel="tokens of a caption, with its end", ylabel="captions")
+    axes.text(limit, axes.get_ylim()[1] * 0.92, f"limit {limit}: {longer:,} longer ones are cut ",
+              ha="right", color=DROPPED[1])  # fmt: skip
+    axes.set(xlabel=f"tokens of a caption, with its end (last bar: {top} and more)", ylabel="captions")
     axes.set_title("Length of the training captions")
     return figure
 
@@ -121,8 +123,9 @@ def score_bars(scores: pd.DataFrame, names: list[str]) -> Figure:
 
 def confusion(matrix: pd.DataFrame) -> Figure:
     """Draw which modality the captions name (columns) for which modality of the image (rows)."""
-    figure, axes = plt.subplots(figsize=(1.2 + 0.8 * matrix.shape[1], 1 + 0.5 * matrix.shape[0]))
+    matrix = matrix.loc[:, [c in matrix.index or matrix[c].any() for c in matrix.columns]]
     share = matrix.div(matrix.sum(axis=1).replace(0, 1), axis=0)
+    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * matrix.shape[1], 1 + 0.5 * matrix.shape[0]))
     axes.imshow(share, cmap="BuGn", vmin=0, vmax=1.2, aspect="auto")
     for (row, column), value in np.ndenumerate(matrix.to_numpy()):
         if value:

@@ -95,17 +95,21 @@ def choose_source(source: str) -> str:
     """Replace "auto": an attached ROCOv2 folder, the hub's copy on a GPU machine, else the sample."""
     if source != "auto":
         return str(Path(source).resolve()) if Path(source).is_dir() else source
-    if not gpus():
-        return "sample"
     attached = sorted(p.parent for p in KAGGLE_INPUT.glob("**/train_captions.csv"))
-    return str(attached[0]) if attached else HUB_DATASET
+    if attached:
+        return str(attached[0])
+    return HUB_DATASET if gpus() else "sample"
 
 
 def choose_model(model_id: str, source: str) -> str:
-    """Replace "auto": BLIP-2 OPT-6.7B on a GPU, the sample's own model without one or for phantoms."""
+    """Replace "auto": the sample's own model for phantoms and on a laptop, else BLIP-2 OPT-6.7B.
+
+    Kaggle and Colab prepare data without an accelerator for a training with one.
+    """
     if model_id != "auto":
         return str(Path(model_id).resolve()) if Path(model_id).is_dir() else model_id
-    return HUB_MODEL if gpus() and source != "sample" else SAMPLE_MODEL
+    hosted = bool(gpus()) or place() != "local"
+    return HUB_MODEL if hosted and source != "sample" else SAMPLE_MODEL
 
 
 def banner() -> str:
