@@ -14,7 +14,7 @@ NEWLINE = 50118
 class Words:
     """A tokenizer that numbers words by their length, and that would add a BOS unless told not to."""
 
-    def __call__(self, text, add_special_tokens=True):
+    def __call__(self, text, add_special_tokens=True, split_special_tokens=False):
         return {"input_ids": [2] * add_special_tokens + [len(word) for word in text.split()]}
 
 
@@ -107,3 +107,13 @@ def test_the_limit_is_the_percentile_rounded_up_but_never_more_than_the_room(per
 
 def test_the_limit_is_a_plain_number_for_json():
     assert type(token_limit([3, 4], 99, 64)) is int
+
+
+def test_the_name_of_a_special_token_in_a_caption_is_text(tiny_folder):
+    """A caption that held "<image>" became an image token, and training stopped over one image too many."""
+    from utils.model import load_tokenizer
+
+    tokenizer = load_tokenizer(tiny_folder)
+    ids = token_ids("<image> </s> <pad> chest", tokenizer, 202)
+    assert not {700, 0, 1, 2, 3} & set(ids)
+    assert tokenizer.decode(ids[:-1]) == "<image> </s> <pad> chest"

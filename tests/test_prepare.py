@@ -116,7 +116,7 @@ def test_kept_records_are_cut_into_shards_in_their_order(release_folder, tmp_pat
 class Letters:
     """A tokenizer of single letters: the id is the letter's code."""
 
-    def __call__(self, text, add_special_tokens=True):
+    def __call__(self, text, add_special_tokens=True, split_special_tokens=False):
         assert not add_special_tokens
         return {"input_ids": [ord(letter) for letter in text]}
 

@@ -371,3 +371,38 @@ def test_a_failing_cell_is_explained_by_its_place_and_its_error():
         == "notebook 01_x, cell 2 (Data) failed with KeyError: 'caption'"
     )
     assert "the kernel died" in notebooks.explain("01_x", book, 1, notebooks.DeadKernelError("gone"))
+
+
+def test_a_tuple_reaches_the_notebook_as_a_list(work, monkeypatch):
+    """papermill wrote ('L',) as the text of a tuple, and notebook 01 refused what the user had typed."""
+    seen = {}
+    monkeypatch.setattr("utils.notebooks.execute", lambda name, parameters, target: seen.update(parameters))
+    work.mkdir(exist_ok=True)
+    series.run_stage("01_filter", {"IMAGE_MODES": ("L",), "WORK": str(work)}, work)
+    assert seen["IMAGE_MODES"] == ["L"]
+
+
+def test_two_runs_do_not_share_a_work_folder(tmp_path):
+    with (
+        series.alone_in(tmp_path),
+        pytest.raises(series.StageError, match="Another run of the series works in"),
+        series.alone_in(tmp_path),
+    ):
+        pytest.fail("the second run was let in")
+    with series.alone_in(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [("SOURCE=5", "SOURCE"), ("SOURCE=None", "SOURCE"), ("MODEL_ID=None", "MODEL_ID"), ("WORK=3", "WORK"),
+     ("IMAGE_MODES=('RGB', ['a'])", "IMAGE_MODES"), ("EPOCHS=1e400", "EPOCHS")],
+)  # fmt: skip
+def test_a_parameter_of_another_kind_is_one_sentence(setting, name, tmp_path, capsys):
+    assert series.main(["--work", str(tmp_path / "w"), "--set", setting]) == 2
+    assert f"Stopped: {name} is " in capsys.readouterr().err
+
+
+def test_a_global_batch_that_does_not_divide_is_refused_before_anything_runs(tmp_path, capsys):
+    assert series.main(["--work", str(tmp_path / "w"), "--procs", "3"]) == 2
+    assert "GLOBAL_BATCH 32 is no multiple of MICRO_BATCH x PROCS" in capsys.readouterr().err

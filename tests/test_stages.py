@@ -238,7 +238,7 @@ def test_a_work_folder_is_made_with_its_parents(tmp_path):
 def test_too_little_disk_is_refused_before_the_work_begins(tmp_path):
     stages.require_disk(tmp_path, 0, "Nothing")
     with pytest.raises(
-        StageError, match=r"^The download needs about 1000000000\.0 GB and [\d.]+ GB are free in "
+        StageError, match=r"^The download needs about 1,000,000,000,000 MB and [\d,]+ MB are free in "
     ):
         stages.require_disk(tmp_path, 10**18, "The download")
 
@@ -271,3 +271,11 @@ def test_a_path_that_is_shown_is_never_absolute(tmp_path, monkeypatch, path, exp
 def test_a_path_in_the_repository_is_shown_from_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stages.short(stages.REPO / "work" / "01_filter") == "work/01_filter"
+
+
+def test_a_finished_stage_whose_files_changed_is_refused_by_name(tmp_path, finish):
+    """A cut-off adapter was sealed again as finished."""
+    stage = finish(tmp_path, "01_filter")
+    (stage.path / "result.txt").write_text("do")
+    with pytest.raises(StageError, match=r"gone or changed .* --only 01,02,03,04,05 --fresh"):
+        stages.start_stage(tmp_path, "01_filter", {})

@@ -8,6 +8,8 @@ import numpy as np
 # "lung.The" -> "lung. The": a stop between two small letters and a capitalised word. Abbreviations
 # ("e.g.The"), figures ("3.5"), "T2.Axial" and web addresses do not match, and stay as they are.
 GLUED = re.compile(r"(?<=[a-z]{2})\.(?=[A-Z][a-z])")
+# "<image>" or "<pad>" in a caption is text, not the token of that name.
+PLAIN = {"add_special_tokens": False, "split_special_tokens": True}
 ADDRESS = re.compile(r"www\.|https?:", re.IGNORECASE)
 
 
@@ -22,7 +24,7 @@ def token_ids(caption: str, tokenizer, newline_id: int) -> list[int]:
 
     No BOS: the image tokens stand before it, so that the collator puts both in front.
     """
-    return [*tokenizer(caption, add_special_tokens=False)["input_ids"], newline_id]
+    return [*tokenizer(caption, **PLAIN)["input_ids"], newline_id]
 
 
 def cut(ids: list[int], limit: int) -> list[int]:

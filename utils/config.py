@@ -37,7 +37,12 @@ def demand(condition: bool, message: str) -> None:
 
 def is_number(value, low: float, high: float = math.inf) -> bool:
     """Tell whether ``value`` is a number with low <= value <= high."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+    )
 
 
 def demand_whole(config: "Config", *names: str) -> None:
@@ -46,6 +51,13 @@ def demand_whole(config: "Config", *names: str) -> None:
         value = getattr(config, name)
         good = isinstance(value, int) and is_number(value, 1)
         demand(good, f"{name.upper()} is {value!r}: give a whole number above 0.")
+
+
+def demand_text(config: "Config", name: str) -> None:
+    """Raise :class:`ConfigError` unless the named field is a text that says something."""
+    value = getattr(config, name)
+    good = isinstance(value, str) and value.strip() != ""
+    demand(good, f"{name.upper()} is {value!r}: give a folder, a hub name, or 'auto'.")
 
 
 class Config:
@@ -77,11 +89,12 @@ class FilterConfig(Config):
         modes = self.image_modes
         if modes is not None:
             demand(
-                isinstance(modes, tuple | list) and len(modes) > 0 and set(modes) <= set(MODES),
+                isinstance(modes, tuple | list) and len(modes) > 0 and all(m in MODES for m in modes),
                 f"IMAGE_MODES is {modes!r}: give a tuple of Pillow modes such as ('RGB', 'L') "
                 f"(known: {', '.join(MODES)}), or None for all.",
             )
             self.fill(image_modes=tuple(modes))
+        demand_text(self, "source")
         self.fill(source=runtime.choose_source(self.source))
 
 
@@ -96,6 +109,7 @@ class PreprocessConfig(Config):
     def __post_init__(self):
         share = self.caption_percentile
         demand(is_number(share, 1e-9, 100), f"CAPTION_PERCENTILE is {share!r}: give a number in (0, 100].")
+        demand_text(self, "model_id")
         self.fill(model_id=runtime.choose_model(self.model_id, self.source))
 
 

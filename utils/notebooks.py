@@ -1,8 +1,10 @@
 """The notebooks as files: their parameters, running one, and cleaning one for the repository."""
 
 import ast
+import asyncio
 import itertools
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,6 +72,13 @@ class Runner(NotebookClient):
 
     progress: Progress
 
+    async def async_start_new_kernel_client(self):
+        """Start the kernel, and let an interrupt stop the series: nbclient's own handler fails in it."""
+        client = await super().async_start_new_kernel_client()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_event_loop().remove_signal_handler(number)
+        return client
+
     def output(self, outs, msg, display_id, cell_index):
         """Show the last line that the running cell printed."""
         if msg["msg_type"] == "stream":
@@ -131,10 +140,18 @@ def execute(name: str, parameters: dict, target: Path) -> Path:
     except (CellExecutionError, DeadKernelError) as error:
         raise NotebookError(explain(name, notebook, runner.progress.cell - 1, error)) from error
     finally:
-        settle_outputs(notebook)
+        keep(notebook, target)
+    return target
+
+
+def keep(notebook, target: Path) -> None:
+    """Write an executed notebook and its page; a full disk must not hide why the notebook failed."""
+    settle_outputs(notebook)
+    try:
         nbformat.write(notebook, target)
         write_html(notebook, target.with_suffix(".html"))
-    return target
+    except OSError as error:
+        print(f"  The executed notebook could not be written: {error.strerror}.", file=sys.stderr)
 
 
 def explain(name: str, notebook, index: int, error: Exception) -> str:

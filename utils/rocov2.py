@@ -211,7 +211,7 @@ def captions_csv(root: Path, split: str) -> Path:
 def find_images(root: Path, split: str) -> dict[str, Path]:
     """Return image id -> file of one split, in Zenodo's or Kaggle's layout, whatever the extension."""
     for folder in (root / split, root / f"{split}_images" / split, root / f"{split}_images"):
-        files = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+        files = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if files:
             return {p.stem: p for p in files}
     raise SourceError(

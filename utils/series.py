@@ -5,6 +5,9 @@ Every finished stage is kept; run again, the series goes on after the last finis
 
 import argparse
 import ast
+import contextlib
+import fcntl
+import os
 import sys
 import time
 from pathlib import Path
@@ -57,12 +60,13 @@ def overrides(options: argparse.Namespace) -> dict:
             name in known, f"No notebook has a parameter {name}; there are: {', '.join(sorted(known))}."
         )
     # The notebooks run in another folder: a relative path means the caller's.
-    if "SOURCE" in given:
-        given["SOURCE"] = runtime.choose_source(given["SOURCE"])
-    if "MODEL_ID" in given and Path(str(given["MODEL_ID"])).is_dir():
-        given["MODEL_ID"] = str(Path(given["MODEL_ID"]).resolve())
+    for name in ("SOURCE", "MODEL_ID"):
+        if isinstance(given.get(name), str) and given[name] and Path(given[name]).is_dir():
+            given[name] = str(Path(given[name]).resolve())
     runtime.rank_count(given.get("PROCS"))  # raises where it is no number of processes
-    given["WORK"] = str(runtime.work_folder(given.get("WORK", options.work)))
+    work = given.get("WORK", options.work)
+    configs.demand(isinstance(work, str) and work != "", f"WORK is {work!r}: give a folder.")
+    given["WORK"] = str(runtime.work_folder(work))
     return given | {"FRESH": bool(given.get("FRESH", options.fresh))}
 
 
@@ -89,10 +93,12 @@ def plan(names: list[str], given: dict, work: Path) -> dict[str, dict]:
     source = given.get("SOURCE", notebooks.parameters_of("01_filter")["SOURCE"])
     if "01_filter" not in names and "SOURCE" not in given:
         source = stages.open_stage("01_filter", work).manifest["config"]["source"]
+    configs.FilterConfig(source, None)  # refuses what is no name of a source
     source = runtime.choose_source(source)
-    return {
-        name: configs.configure(name, notebooks.parameters_of(name) | given, source).json() for name in names
-    }
+    wanted = {n: configs.configure(n, notebooks.parameters_of(n) | given, source) for n in names}
+    if "03_train_lora" in wanted:
+        wanted["03_train_lora"].accumulation(runtime.rank_count(given.get("PROCS")))
+    return {name: config.json() for name, config in wanted.items()}
 
 
 def is_done(name: str, wanted: dict, work: Path) -> bool:
@@ -109,7 +115,8 @@ def is_done(name: str, wanted: dict, work: Path) -> bool:
 def run_stage(name: str, given: dict, work: Path) -> Path:
     """Run one notebook and keep it, with an HTML copy, in the work folder; return its path."""
     own = notebooks.parameters_of(name)
-    parameters = {k: v for k, v in given.items() if k in own}
+    # papermill writes a tuple as the text of one
+    parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if k in own}
     folder = work / RUN_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return notebooks.execute(name, parameters, folder / f"{name}.ipynb")
@@ -135,6 +142,30 @@ def run(options: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then run what is not there yet."""
     names, given = chosen(options.only), overrides(options)
     work = stages.check_work(given["WORK"])
+    with alone_in(work):
+        run_stages(names, given, work, options)
+
+
+@contextlib.contextmanager
+def alone_in(work: Path):
+    """Hold the work folder for one run of the series: two at once would mix their files.
+
+    Raises:
+        StageError: another run holds it.
+    """
+    with open(work / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StageError(
+                f"Another run of the series works in {stages.short(work)}. Wait for its end, or choose "
+                f"another folder with --work DIR."
+            ) from error
+        yield
+
+
+def run_stages(names: list[str], given: dict, work: Path, options: argparse.Namespace) -> None:
+    """Run the stages that are not finished as wanted, and say how each went."""
     wanted = plan(names, given, work)
     if "01_filter" in wanted:
         rocov2.check_source(wanted["01_filter"]["source"])
@@ -172,4 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == 130:  # the broken-off kernel connection would complain at a proper exit
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

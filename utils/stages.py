@@ -141,7 +141,7 @@ def require_disk(folder: Path, need: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise StageError(
-            f"{purpose} needs about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in "
+            f"{purpose} needs about {need / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free in "
             f"{short(folder)}. Free some space, or choose another disk with --work DIR (WORK)."
         )
 
@@ -225,13 +225,20 @@ def check_same(folder: Path, now: dict) -> None:
         StageError: they differ; says in what.
     """
     old = earlier_settings(folder)
+    later = ",".join(name[:2] for name in STAGES if name >= folder.name)
+    anew = (
+        f"Make it and the later stages anew (python -m utils.series --only {later} --fresh with your "
+        f"other options, or FRESH = True in the notebooks)"
+    )
     if old is not None and old != now:
         what = differences(old["config"], now["config"]) or "an input stage was made anew since"
         raise StageError(
-            f"{short(folder)} was made differently: {what}. Make this stage and the later ones anew "
-            f"(python -m utils.series --fresh, or FRESH = True in the notebook), or keep both by "
-            f"choosing another work folder (--work DIR, WORK)."
+            f"{short(folder)} was made differently: {what}. {anew}, or keep both by choosing another "
+            f"work folder (--work DIR, WORK)."
         )
+    sealed = (folder / MANIFEST).is_file() and not (folder / PENDING).exists()
+    if sealed and read_manifest(folder, folder.name) is None:
+        raise StageError(f"Files of {short(folder)} are gone or changed since it was finished. {anew}.")
 
 
 def earlier_settings(folder: Path) -> dict | None:
@@ -239,7 +246,7 @@ def earlier_settings(folder: Path) -> dict | None:
 
     A folder in which a stage was only started, and nothing was made, binds nobody.
     """
-    if folder.is_dir() and [p.name for p in folder.iterdir()] == [PENDING]:
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {PENDING, "job.json"}:
         return None
     for name in (PENDING, MANIFEST):
         if (folder / name).is_file():

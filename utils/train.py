@@ -126,6 +126,7 @@ def arguments(config: TrainConfig, folder: Path, pairs: int, procs: int, dtype: 
         eval_strategy="steps", eval_steps=every, eval_on_start=True, prediction_loss_only=True,
         save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model=METRIC, greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # the patience that was used up
         logging_steps=max(1, steps // 100), logging_nan_inf_filter=False,
         remove_unused_columns=False, label_names=["labels"],
         ddp_find_unused_parameters=False, ddp_backend="gloo" if on_cpu and launched else None,
