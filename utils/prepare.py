@@ -89,14 +89,15 @@ def write_shards(chunks: list[Chunk], procs: int) -> dict[str, str]:
         image id -> reason of every image that could not be prepared, of old and new shards.
     """
     todo = [chunk for chunk in chunks if not chunk.path.is_file()]
-    done = sum(len(c.image_ids) for c in chunks) - sum(len(c.image_ids) for c in todo)
-    total = done + sum(len(c.image_ids) for c in todo)
-    for chunk in todo[:1]:
-        require_disk(chunk.path.parent, (total - done) * PNG_BYTES, f"Preparing {total - done:,} images")
+    total, left = (sum(len(chunk.image_ids) for chunk in part) for part in (chunks, todo))
+    if todo:
+        require_disk(todo[0].path.parent, left * PNG_BYTES, f"Preparing {left:,} images")
     # Spawned, not forked: a notebook's kernel has threads that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
-        tqdm(total=total, initial=done, desc="preparing images", unit="image", file=sys.stdout) as bar,
+        tqdm(
+            total=total, initial=total - left, desc="preparing images", unit="image", file=sys.stdout
+        ) as bar,
         ProcessPoolExecutor(procs, mp_context=context) as pool,
     ):
         try:
