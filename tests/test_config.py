@@ -12,7 +12,7 @@ TRAIN = {
     "epochs": 2, "global_batch": 32, "micro_batch": 4, "evaluations": 10, "patience": 3, "seed": 0,
 }  # fmt: skip
 EVALUATE = {"beams": 5, "batch_size": 8, "max_new_tokens": None}
-FILTER = {"source": "sample", "image_modes": ("RGB",)}
+FILTER = {"source": "sample", "image_modes": ("RGB",), "min_words": 1, "max_words": None, "pixels": True}
 PREPROCESS = {"source": "sample", "model_id": "sample", "caption_percentile": 99}
 DEMO = {"examples": 8, "beams": 1}
 
@@ -31,6 +31,9 @@ def machine(monkeypatch):
     ("make", "good", "name", "value"),
     [
         *[(config.FilterConfig, FILTER, "image_modes", v) for v in ("RGB", (), ("rgb",), ["RGB", "grey"])],
+        *[(config.FilterConfig, FILTER, "min_words", v) for v in (0, -1, 1.5, "2", None, True)],
+        *[(config.FilterConfig, FILTER, "max_words", v) for v in (0, -5, 99.0, "all", False)],
+        *[(config.FilterConfig, FILTER, "pixels", v) for v in (None, 0, 1, "True")],
         *[(config.PreprocessConfig, PREPROCESS, "caption_percentile", v) for v in (0, -1, 100.5, float("nan"))],
         *[(config.TrainConfig, TRAIN, "preset", v) for v in ("all", "", None)],
         *[(config.TrainConfig, TRAIN, "dropout", v) for v in (-0.1, 1, float("nan"))],
@@ -46,6 +49,14 @@ def test_a_value_that_cannot_work_is_refused_by_the_parameters_name(make, good, 
     with pytest.raises(ConfigError) as caught:
         make(**good | {name: value})
     assert str(caught.value).startswith(f"{name.upper()} is {value!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_bounds_of_words_between_which_nothing_lies_are_refused():
+    config.FilterConfig(**FILTER | {"min_words": 5, "max_words": 5})
+    with pytest.raises(ConfigError) as caught:
+        config.FilterConfig(**FILTER | {"min_words": 5, "max_words": 4})
+    assert str(caught.value) == "MAX_WORDS 4 is below MIN_WORDS 5: nothing would stay."
 
 
 @pytest.mark.parametrize(
@@ -116,13 +127,14 @@ def test_the_source_of_stage_01_reaches_stages_that_do_not_declare_it():
 
 
 def test_a_declared_source_comes_before_the_one_handed_on():
-    made = config.configure("01_filter", {"SOURCE": "mine/data", "IMAGE_MODES": None}, "sample")
+    given = {k.upper(): v for k, v in FILTER.items()} | {"SOURCE": "mine/data", "IMAGE_MODES": None}
+    made = config.configure("01_filter", given, "sample")
     assert (made.source, made.image_modes) == ("mine/data", None)
 
 
 @pytest.mark.parametrize(
     ("make", "values"),
-    [(config.FilterConfig, FILTER), (config.FilterConfig, FILTER | {"image_modes": None}),
+    [(config.FilterConfig, FILTER), (config.FilterConfig, FILTER | {"image_modes": None, "max_words": 90, "pixels": False}),
      (config.PreprocessConfig, PREPROCESS), (config.TrainConfig, TRAIN),
      (config.EvaluateConfig, EVALUATE), (config.DemoConfig, DEMO)],
 )  # fmt: skip
@@ -140,6 +152,6 @@ def test_a_configuration_cannot_be_changed_after_it_was_checked():
 
 
 def test_json_values_equal_what_the_manifest_will_read_back():
-    assert config.FilterConfig(source="sample", image_modes=("RGB", "L")).json() == {
-        "source": "sample", "image_modes": ["RGB", "L"],
+    assert config.FilterConfig(**FILTER | {"image_modes": ("RGB", "L")}).json() == {
+        "source": "sample", "image_modes": ["RGB", "L"], "min_words": 1, "max_words": None, "pixels": True,
     }  # fmt: skip

@@ -1,9 +1,16 @@
 """Items and batches: where the image stands, where the labels stand, where the padding stands."""
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
 from utils.dataset import Collator, Layout, PreparedSplit, image_to_pixels, normalise, show_batch
+from utils.images import to_png
+from utils.imageshards import schema
 
 LAYOUT = Layout(image_id=90, queries=3, bos_id=2, pad_id=1, newline_id=50)
 
@@ -57,6 +64,43 @@ def test_a_split_is_read_in_the_order_of_its_ids(prepared_folder):
     assert [split.image(i).getpixel((0, 0))[0] for i in range(8)] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert split[3]["pixels"].shape == (3, 224, 224)
     assert split[3]["input_ids"][-1] == 202
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A split of two shards with grey and coloured pictures of noise, and the pictures by their ids."""
+    noise, made = np.random.default_rng(0), {}
+    for number, names in enumerate((("d", "a", "e"), ("c", "b"))):
+        for name in names:
+            shape = (224, 224) if name in "ace" else (224, 224, 3)
+            made[name] = Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8))
+        rows = [
+            {"image_id": n, "split": "train", "image": {"bytes": to_png(made[n]), "path": n}} for n in names
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, schema()), tmp_path / f"images-train-{number:05d}.parquet")
+    captions = pd.DataFrame({"image_id": list("ebadc"), "input_ids": [[ord(i), 50] for i in "ebadc"]})
+    captions.to_parquet(tmp_path / "captions.parquet")
+    return PreparedSplit(tmp_path, "train"), made
+
+
+def test_grey_and_coloured_pictures_give_the_pixels_that_were_stored_in_any_order(pictures):
+    split, made = pictures
+    assert [made[name].mode for name in "abcde"] == ["L", "RGB", "L", "RGB", "L"]
+    for index in (3, 0, 4, 4, 1, 2, 0):
+        item, expected = split[index], np.asarray(made["abcde"[index]].convert("RGB"))
+        assert (item["pixels"].dtype, item["pixels"].shape) == (torch.uint8, (3, 224, 224))
+        assert np.array_equal(item["pixels"].numpy(), expected.transpose(2, 0, 1))
+        assert np.array_equal(np.asarray(split.image(index)), expected)
+        assert item["input_ids"].tolist() == [ord("abcde"[index]), 50]
+
+
+def test_grey_and_coloured_pictures_are_stacked_into_one_batch(pictures):
+    split, made = pictures
+    pixels = Collator(LAYOUT)([split[3], split[2]])["pixels"]
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 224, 224))
+    assert pixels.is_contiguous()
+    for row, name in enumerate("dc"):
+        assert np.array_equal(pixels[row].permute(1, 2, 0).numpy(), np.asarray(made[name].convert("RGB")))
 
 
 def test_a_shown_batch_names_its_tokens(tiny_folder):

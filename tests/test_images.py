@@ -11,7 +11,17 @@ from PIL import Image
 from transformers import BlipImageProcessorPil
 from transformers.image_utils import PILImageResampling
 
-from utils.images import ImageError, read_header, squash, to_8_bit, to_png, to_rgb
+from utils.images import (
+    FileError,
+    ImageError,
+    chroma,
+    one_channel,
+    read_header,
+    squash,
+    to_8_bit,
+    to_png,
+    to_rgb,
+)
 
 
 def pixels(image):
@@ -45,10 +55,14 @@ def empty_png(width, height):
      (b"<html>not found</html>", "The file is not an image (JPEG, PNG, WEBP, TIFF, BMP, GIF are read)."),
      (b"\xff\xd8\xff", "The file is not an image (")],
 )  # fmt: skip
-def test_what_is_no_image_is_refused_with_the_reason(read, data, reason):
+def test_what_is_no_image_is_refused_with_the_reason(read, data, reason, tmp_path):
     with pytest.raises(ImageError) as caught:
         read(data)
     assert str(caught.value).startswith(reason)
+    (tmp_path / "x.jpg").write_bytes(data)
+    with pytest.raises(ImageError) as of_file:
+        read(tmp_path / "x.jpg")
+    assert str(of_file.value) == str(caught.value)
 
 
 @pytest.mark.parametrize("read", [read_header, to_rgb])
@@ -111,10 +125,24 @@ def test_big_endian_sixteen_bits_and_thirty_two_bits_are_scaled(encode):
     assert pixels(to_rgb(big)) == pixels(to_rgb(wide)) == expected
 
 
-def test_float_pixels_are_scaled_and_what_is_no_number_is_zero(encode):
+def test_float_pixels_are_scaled_and_what_is_no_number_is_black(encode):
     data = encode(grey([[-1.0, 0.0], [float("nan"), 1.55]], np.float32), "TIFF")
     assert read_header(data).mode == "F"
-    assert pixels(to_rgb(data)) == [[0, 100], [100, 255]]
+    assert pixels(to_rgb(data)) == [[0, 100], [0, 255]]
+
+
+def test_infinite_pixels_take_the_end_that_they_lie_beyond(encode):
+    values = [[float("-inf"), 10.0], [float("inf"), 20.0]]
+    assert pixels(to_rgb(encode(grey(values, np.float32), "TIFF"))) == [[0, 0], [255, 255]]
+    nowhere = [[float("nan"), float("inf")]]
+    assert pixels(to_rgb(encode(grey(nowhere, np.float32), "TIFF"))) == [[0, 0]]
+
+
+def test_rows_beyond_the_first_band_are_scaled_alike(encode):
+    values = np.arange(1024, dtype=np.uint16).reshape(1024, 1)  # four bands of 256 rows
+    assert np.asarray(to_rgb(encode(grey(values, np.uint16))))[:, 0, 0].tolist() == [
+        round(v * 255 / 1023) for v in range(1024)
+    ]
 
 
 def test_a_constant_deep_image_is_black_and_no_division_by_zero(encode):
@@ -224,3 +252,33 @@ def test_the_stored_png_is_lossless():
     data = to_png(image)
     assert read_header(data).format == "PNG"
     assert (np.asarray(Image.open(io.BytesIO(data))) == np.asarray(image)).all()
+
+
+def test_a_grey_picture_is_stored_with_one_channel_and_comes_back_with_three():
+    image = noise(64, 64).getchannel(0).convert("RGB")
+    stored = to_png(one_channel(image))
+    assert read_header(stored).mode == "L"
+    assert (np.asarray(to_rgb(stored)) == np.asarray(image)).all()
+
+
+def test_one_coloured_pixel_is_enough_to_store_three_channels():
+    for channel in range(3):
+        image = Image.new("RGB", (4, 4), (7, 7, 7))
+        image.putpixel((2, 1), tuple(7 + (c == channel) for c in range(3)))
+        assert one_channel(image) is image
+        assert chroma(image) == 1
+
+
+def test_a_file_and_its_bytes_are_the_same_picture(encode, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode("LA", value=90))
+    path = tmp_path / "a.png"
+    assert read_header(path) == read_header(path.read_bytes())
+    assert (np.asarray(to_rgb(path)) == np.asarray(to_rgb(path.read_bytes()))).all()
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone")
+    for name, reason in (("folder.jpg", "Is a directory"), ("link.jpg", "No such file or directory")):
+        with pytest.raises(FileError, match=f"^The file cannot be read: {reason}.$"):
+            to_rgb(tmp_path / name)

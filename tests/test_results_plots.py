@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils import plots, results
+from utils.config import MODES
 from utils.stages import StageFolder
+from utils.terms import MODALITY_CUIS
 
 AWKWARD = ["$x$ and $\\frac{1$", "one\ntwo\r\nthree", "", "_" * 300, "Röntgen → 5 µm", "a caption"]
 
@@ -73,6 +75,35 @@ def test_images_come_in_the_order_asked_for_out_of_any_shard(tmp_path):
     assert [(image.getpixel((0, 0))[0], image.mode, image.size) for image in found] == [
         (30, "RGB", (224, 224)), (10, "RGB", (224, 224)),
     ]  # fmt: skip
+
+
+def test_the_commit_that_stage_01_looked_at_is_read_from_its_report(tmp_path):
+    for revision in ("0123abc", None):
+        (tmp_path / "report.json").write_text(json.dumps({"revision": revision, "pixels": True}))
+        assert results.read_revision(stage(tmp_path)) == revision
+
+
+def test_prepared_images_of_any_split_come_in_the_order_of_the_records(tmp_path):
+    shard(tmp_path / "images-test-00000.parquet", {"a": 10, "b": 20})
+    shard(tmp_path / "images-train-00000.parquet", {"c": 30, "d": 40})
+    shard(tmp_path / "images-train-00001.parquet", {"e": 50})
+    records = pd.DataFrame(
+        {"image_id": ["e", "a", "c"], "split": ["train", "test", "train"]}, index=[7, 3, 5]
+    )
+    images = results.read_prepared(tmp_path, records)
+    assert [image.getpixel((0, 0))[0] for image in images] == [50, 10, 30]
+    assert results.read_prepared(tmp_path, records.head(0)) == []
+
+
+def test_the_bytes_of_some_images_of_one_split_are_read_as_they_were_written(tmp_path):
+    shard(tmp_path / "images-test-00000.parquet", {"a": 10, "b": 20})
+    shard(tmp_path / "images-train-00000.parquet", {"a": 30})
+    found = results.read_bytes(tmp_path, "test", ["b", "a", "other"])
+    assert {i: Image.open(io.BytesIO(png)).getpixel((0, 0))[0] for i, png in found.items()} == {
+        "a": 10,
+        "b": 20,
+    }
+    assert all(png.startswith(b"\x89PNG") for png in found.values())
 
 
 def test_the_log_has_its_columns_even_where_no_line_has_a_value(tmp_path):
@@ -153,6 +184,31 @@ def answers(words):
     )
 
 
+MODALITIES = [*dict.fromkeys(MODALITY_CUIS.values()), "unknown"]
+
+
+def modes(*rows):
+    """Rows (mode, grey, colour)."""
+    counts = {mode: {"only grey pixels": grey, "colour": colour} for mode, grey, colour in rows}
+    table = pd.DataFrame(counts, index=["only grey pixels", "colour"], dtype=int)
+    return table.T
+
+
+def lengths(**words):
+    """The words of the captions of each split."""
+    rows = [(split, count) for split, counts in words.items() for count in counts]
+    return pd.DataFrame(rows, columns=["split", "words"]).astype({"words": int})
+
+
+def bright(names):
+    """Shares of brightness as stage 02 measures them: all of every row's pixels in one step of its own."""
+    rows = [
+        {"images": 3, "mean": 9.0, **dict.fromkeys(range(32), 0.0), n: 0.75, 31: 0.25}
+        for n, _ in enumerate(names)
+    ]
+    return pd.DataFrame(rows, index=pd.Index(names, name="modality"))
+
+
 DRAWINGS = {
     "funnel": lambda: plots.funnel({s: {"kept": 5, "mode L": 3, "copy of a test image": 0} for s in ("train", "valid", "test")}),
     "funnel of one reason": lambda: plots.funnel({"train": {"kept": 1}}),
@@ -162,6 +218,19 @@ DRAWINGS = {
     "grid of one": lambda: plots.image_grid([grey(9)], ["$x$ \n"]),
     "grid of awkward titles": lambda: plots.image_grid([grey(9)] * 6, AWKWARD),
     "grey grid": lambda: plots.image_grid([Image.new("L", (30, 500))], [""]),
+    "modes and colour": lambda: plots.modes_and_colour(modes(("L", 30, 0), ("RGB", 34, 39), ("RGBA", 16, 3))),
+    "one mode": lambda: plots.modes_and_colour(modes(("RGB", 0, 1))),
+    "no mode": lambda: plots.modes_and_colour(modes()),
+    "every mode": lambda: plots.modes_and_colour(modes(*((mode, 9, 1000) for mode in MODES))),
+    "words": lambda: plots.caption_words(lengths(train=[1, 20, 3000], valid=[5], test=[7, 7])),
+    "words of one": lambda: plots.caption_words(lengths(train=[1])),
+    "words of none": lambda: plots.caption_words(lengths()),
+    "before and after": lambda: plots.before_after([Image.new("L", (30, 500)), grey(9)], [grey(9)] * 2, ["CT", "$x$ \\frac{"]),
+    "before and after of one": lambda: plots.before_after([grey(9)], [grey(9)], AWKWARD[:1]),
+    "before and after of many": lambda: plots.before_after([grey(9)] * 6, [grey(9)] * 6, AWKWARD),
+    "brightness": lambda: plots.brightness(bright(MODALITIES)),
+    "brightness of one": lambda: plots.brightness(bright(["CT"])),
+    "brightness of none": lambda: plots.brightness(bright(["CT"]).head(0)),
     "lengths": lambda: plots.token_lengths(pd.Series([5, 9, 12, 80]), 60),
     "lengths of one": lambda: plots.token_lengths(pd.Series([1]), 1),
     "curves": lambda: plots.training_curves(LOG, 20),
@@ -221,6 +290,79 @@ def test_the_confusion_shows_counts_where_there_are_any():
 
 
 def test_the_lengths_say_how_many_are_cut():
-    assert words_of(plots.token_lengths(pd.Series([5, 60, 61, 80]), 60)) == [
-        "limit 60: 2 longer ones are cut "
-    ]
+    figure = plots.token_lengths(pd.Series([5, 60, 61, 80]), 60)
+    assert figure.axes[0].get_title("left") == "Length of the training captions: 2 are cut at 60 tokens"
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def widths(figure):
+    return [[int(bar.get_width()) for bar in bars] for bars in figure.axes[0].containers]
+
+
+def test_grey_and_colour_keep_their_places_and_the_small_bars_have_no_number():
+    figure = plots.modes_and_colour(modes(("L", 30, 0), ("RGB", 34, 39), ("RGBA", 16, 3)))
+    assert legend_of(figure) == ["only grey pixels", "colour"]
+    assert widths(figure) == [[30, 34, 16], [0, 39, 3]]
+    assert words_of(figure) == ["30", "34", "16", "", "39", ""]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["L", "RGB", "RGBA"]
+
+
+def test_the_legend_of_modes_stands_beside_the_bars():
+    figure = plots.modes_and_colour(modes(("L", 3, 0), ("RGB", 900, 900)))
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+def test_the_lengths_of_captions_are_shares_of_their_split():
+    figure = plots.caption_words(lengths(train=[1, 2, 2, 4], test=[3]))
+    assert legend_of(figure) == ["train (median 2)", "test (median 3)"]
+    steps = [patch.get_xy() for patch in figure.axes[0].patches]
+    assert [xy[:, 1].max() for xy in steps] == [0.5, 1.0]
+    assert figure.axes[0].get_xlabel() == "words of a caption (last step: 4 and more)"
+
+
+def test_the_last_step_of_the_lengths_holds_what_its_label_says():
+    """150 words, in steps of four: the last began at 148, and an empty one stood behind it."""
+    figure = plots.caption_words(lengths(train=[*range(1, 150), 151, 400]))
+    assert figure.axes[0].get_xlabel() == "words of a caption (last step: 152 and more)"
+    xy = figure.axes[0].patches[0].get_xy()
+    inside = sorted({float(x) for x, y in xy if y > 0})
+    assert inside[-2:] == [151.5, 155.5]
+    assert xy[:, 0].max() == 155.5
+
+
+def test_every_modality_has_a_line_of_its_own_colour():
+    figure = plots.brightness(bright(MODALITIES))
+    assert len(MODALITIES) == 8
+    assert legend_of(figure) == MODALITIES
+    lines = figure.axes[0].patches
+    assert len({line.get_edgecolor() for line in lines}) == 8
+    for number, line in enumerate(lines):
+        values, edges, _ = line.get_data()
+        assert (values[number], values[31], sum(values)) == (0.75, 0.25, 1.0)
+        assert (edges[0], edges[-1]) == (0, 256)
+
+
+def test_pictures_before_and_after_have_their_titles_and_sizes():
+    figure = plots.before_after([Image.new("L", (30, 500))] * 2, [grey(9)] * 2, ["CT, L, 30×500", "MR"])
+    titles = [axis.get_title("center") for axis in figure.axes]
+    assert titles == ["CT, L, 30×500", "MR", "224×224", "224×224"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["original", "", "prepared", ""]
+
+
+def test_a_dark_grey_picture_is_drawn_as_dark_as_it_is():
+    """matplotlib stretches the greys of mode L, and not those of RGB."""
+    dark = Image.fromarray(np.array([[10, 20]], dtype=np.uint8))
+    for figure in (plots.image_grid([dark], [""]), plots.before_after([dark], [dark], [""])):
+        shown = [axis.images[0] for axis in figure.axes if axis.images]
+        assert [image.get_clim() for image in shown] == [(0, 255)] * len(shown)
+        assert shown
+
+
+def test_no_pictures_are_an_empty_grid():
+    assert not [axis for axis in plots.image_grid([], []).axes if axis.images]
+    assert not [axis for axis in plots.before_after([], [], []).axes if axis.images]

@@ -396,7 +396,8 @@ def test_two_runs_do_not_share_a_work_folder(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "name"),
     [("SOURCE=5", "SOURCE"), ("SOURCE=None", "SOURCE"), ("MODEL_ID=None", "MODEL_ID"), ("WORK=3", "WORK"),
-     ("IMAGE_MODES=('RGB', ['a'])", "IMAGE_MODES"), ("EPOCHS=1e400", "EPOCHS")],
+     ("IMAGE_MODES=('RGB', ['a'])", "IMAGE_MODES"), ("EPOCHS=1e400", "EPOCHS"), ("MIN_WORDS=two", "MIN_WORDS"),
+     ("MAX_WORDS=0", "MAX_WORDS"), ("PIXELS=yes", "PIXELS")],
 )  # fmt: skip
 def test_a_parameter_of_another_kind_is_one_sentence(setting, name, tmp_path, capsys):
     assert series.main(["--work", str(tmp_path / "w"), "--set", setting]) == 2

@@ -1,6 +1,8 @@
 """A random tiny BLIP-2 and a prepared stage of a few grey images, for tests that train and caption."""
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,11 +24,11 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory, tiny_folder):
-    """Stage 02 of 8 training, 4 validation and 5 test images; rows are stored out of order."""
+    """Stage 02 of 8 training, 4 validation and 5 test images, stored as grey ones are, out of order."""
     from utils import model
     from utils.captions import token_ids
     from utils.images import to_png
-    from utils.prepare import FEATURES, pa, pq
+    from utils.imageshards import schema
 
     folder, rows = tmp_path_factory.mktemp("work") / "02_preprocess", []
     folder.mkdir()
@@ -35,11 +37,11 @@ def prepared_folder(tmp_path_factory, tiny_folder):
         images = []
         for i in reversed(range(count)):
             name, caption = f"{split}_{i:02d}", CAPTIONS[i % 3]
-            png = to_png(Image.new("RGB", (224, 224), (10 * i,) * 3))
+            png = to_png(Image.new("L", (224, 224), 10 * i))
             images.append({"image_id": name, "split": split, "image": {"bytes": png, "path": name}})
             rows.append({"image_id": name, "split": split, "modality": "CT", "cuis": [], "caption": caption,
                          "raw_caption": caption, "input_ids": token_ids(caption, tokenizer, 202)})  # fmt: skip
-        table = pa.Table.from_pylist(images, schema=FEATURES.arrow_schema)
+        table = pa.Table.from_pylist(images, schema=schema())
         pq.write_table(table, folder / f"images-{split}-00000.parquet")
     captions = pd.DataFrame(rows)
     captions.assign(n_tokens=captions["input_ids"].map(len)).to_parquet(folder / "captions.parquet")

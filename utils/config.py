@@ -80,10 +80,17 @@ class Config:
 
 @dataclass(frozen=True)
 class FilterConfig(Config):
-    """Notebook 01. ``image_modes``: Pillow modes to keep, or None for all."""
+    """Notebook 01.
+
+    ``image_modes``: Pillow modes to keep, or None for all. ``min_words``, ``max_words``: of a caption,
+    max_words None for no bound. ``pixels``: whether images are decoded, to find damage and copies.
+    """
 
     source: str
     image_modes: tuple[str, ...] | None
+    min_words: int
+    max_words: int | None
+    pixels: bool
 
     def __post_init__(self):
         modes = self.image_modes
@@ -94,6 +101,10 @@ class FilterConfig(Config):
                 f"(known: {', '.join(MODES)}), or None for all.",
             )
             self.fill(image_modes=tuple(modes))
+        demand_whole(self, "min_words", *([] if self.max_words is None else ["max_words"]))
+        good = self.max_words is None or self.max_words >= self.min_words
+        demand(good, f"MAX_WORDS {self.max_words} is below MIN_WORDS {self.min_words}: nothing would stay.")
+        demand(isinstance(self.pixels, bool), f"PIXELS is {self.pixels!r}: give True or False.")
         demand_text(self, "source")
         self.fill(source=runtime.choose_source(self.source))
 

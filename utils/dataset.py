@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ class PreparedSplit(torch.utils.data.Dataset):
         images = pa.concat_tables(shards)
         ids = images.column("image_id").to_pylist()
         order = sorted(range(len(ids)), key=ids.__getitem__)
-        self._images, self._rows = images.column("image"), order
+        self._bytes, self._rows = pc.struct_field(images.column("image"), "bytes"), order
         captions = pd.read_parquet(folder / "captions.parquet").set_index("image_id")
         self.table = captions.loc[[ids[i] for i in order]].reset_index()
 
@@ -37,11 +38,16 @@ class PreparedSplit(torch.utils.data.Dataset):
 
     def image(self, index: int) -> Image.Image:
         """Return the prepared image (RGB, 224x224)."""
-        return Image.open(BytesIO(self._images[self._rows[index]]["bytes"].as_py())).convert("RGB")
+        return self._stored(index).convert("RGB")
 
     def pixels(self, index: int) -> torch.Tensor:
         """Return the prepared image as uint8 of shape (3, 224, 224)."""
-        return image_to_pixels(self.image(index))
+        return image_to_pixels(self._stored(index))
+
+    def _stored(self, index: int) -> Image.Image:
+        """Return the image as it is stored: mode L where it is grey."""
+        data = self._bytes[self._rows[index]].as_buffer()
+        return Image.open(BytesIO(data), formats=("PNG",))
 
     def __getitem__(self, index: int) -> dict:
         ids = torch.tensor(self.table["input_ids"].iat[index].tolist())
@@ -62,7 +68,9 @@ def show_batch(batch: dict, tokenizer) -> pd.DataFrame:
 
 
 def image_to_pixels(image: Image.Image) -> torch.Tensor:
-    """Return an RGB image as uint8 of shape (3, height, width)."""
+    """Return an image of mode RGB or L as uint8 of shape (3, height, width)."""
+    if image.mode == "L":
+        return torch.from_numpy(np.array(image)).expand(3, -1, -1)  # one channel in memory, seen thrice
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

@@ -9,11 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 INK, KEPT, DROPPED = "#22313f", "#2a7f8e", ("#d9a441", "#c2603f", "#8a6fa8", "#7d8b99", "#b5b04c")
 BASE, TUNED, COMMON = "#9aa7b4", "#2a7f8e", "#d9a441"
+LINES = (KEPT, *DROPPED, INK, "#b5477d")  # as many as there are modalities, with "unknown"
 plt.rcParams.update({
     "figure.dpi": 80, "savefig.dpi": 110, "savefig.bbox": "tight", "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
@@ -50,17 +51,20 @@ def funnel(counts: dict[str, dict[str, int]]) -> Figure:
 
 def image_grid(images: list[Image.Image], titles: list[str], columns: int = 6) -> Figure:
     """Draw pictures with a short title over each, ``columns`` a row."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.25 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
-        axis.imshow(image, cmap="gray")
-        axis.set_title(
-            textwrap.fill(title, 24), fontsize=8, fontweight="normal", loc="center", parse_math=False
-        )
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        name_it(axis, title)
     figure.tight_layout()
     return figure
+
+
+def name_it(axis, title: str) -> None:
+    """Write a small title over a picture; ``$`` is text, not mathematics."""
+    axis.set_title(textwrap.fill(title, 24), fontsize=8, fontweight="normal", loc="center", parse_math=False)
 
 
 def token_lengths(lengths: pd.Series, limit: int) -> Figure:
@@ -71,10 +75,81 @@ def token_lengths(lengths: pd.Series, limit: int) -> Figure:
     axes.hist(lengths.clip(upper=top), bins=np.arange(0, top + step + 1, step) - 0.5, color=KEPT)
     axes.axvline(limit, color=DROPPED[1], linewidth=2)
     longer = int((lengths > limit).sum())
-    axes.text(limit, axes.get_ylim()[1] * 0.92, f"limit {limit}: {longer:,} longer ones are cut ",
-              ha="right", color=DROPPED[1])  # fmt: skip
     axes.set(xlabel=f"tokens of a caption, with its end (last bar: {top} and more)", ylabel="captions")
-    axes.set_title("Length of the training captions")
+    axes.set_title(f"Length of the training captions: {longer:,} are cut at {limit} tokens")
+    return figure
+
+
+def modes_and_colour(table: pd.DataFrame) -> Figure:
+    """Draw how many images of each mode (rows) hold only grey pixels, and how many hold colour."""
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.4 * max(1, len(table))))
+    left = np.zeros(len(table))
+    for name, colour in zip(table.columns, (DROPPED[3], DROPPED[1]), strict=True):
+        bars = axes.barh(table.index, table[name], left=left, color=colour, label=name)
+        big = table[name] > 0.05 * table.to_numpy().sum()
+        labels = [f"{n:,}" if wide else "" for n, wide in zip(table[name], big, strict=True)]
+        axes.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
+        left += table[name].to_numpy()
+    axes.invert_yaxis()
+    axes.set(xlabel="images", title="Mode of the file, and what its pixels show")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def caption_words(counts: pd.DataFrame) -> Figure:
+    """Draw the lengths of captions in words, the splits beside each other.
+
+    Args:
+        counts: columns split and words, one row a caption.
+    """
+    most = int(counts["words"].quantile(0.99)) + 1 if len(counts) else 1
+    step = -(-most // 40)
+    top = -(-most // step) * step  # the last step begins with it
+    edges = np.arange(0, top + step + 1, step) - 0.5
+    figure, axes = plt.subplots(figsize=(8, 2.8))
+    for (split, rows), colour in zip(counts.groupby("split", sort=False), (KEPT, *DROPPED), strict=False):
+        shares = np.full(len(rows), 1 / len(rows))
+        axes.hist(rows["words"].clip(upper=top), edges, weights=shares, histtype="step", linewidth=1.8,
+                  color=colour, label=f"{split} (median {rows['words'].median():.0f})")  # fmt: skip
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=f"words of a caption (last step: {top} and more)", ylabel="captions of the split")
+    axes.set_title("Length of the captions")
+    if len(counts):
+        axes.legend(frameon=False)
+    return figure
+
+
+def before_after(originals: list[Image.Image], prepared: list[Image.Image], titles: list[str]) -> Figure:
+    """Draw original pictures above what was made of them."""
+    columns = max(1, len(titles))
+    figure, axes = plt.subplots(2, columns, figsize=(1.9 * columns, 4.4), squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(visible=True, color=BASE)
+    for row, (images, name) in enumerate(((originals, "original"), (prepared, "prepared"))):
+        for axis, image, title in zip(axes[row], images, titles, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            note = title if row == 0 else f"{image.width}×{image.height}"
+            name_it(axis, note)
+        axes[row][0].set_ylabel(name)
+    figure.tight_layout()
+    return figure
+
+
+def brightness(table: pd.DataFrame) -> Figure:
+    """Draw the share of pixels at each of 32 steps of brightness (columns 0 to 31), a line a row."""
+    figure, axes = plt.subplots(figsize=(8, 2.8))
+    edges = np.arange(33) * 8
+    for (name, row), colour in zip(table.iterrows(), LINES, strict=False):
+        shares = row[list(range(32))].astype(float)
+        axes.stairs(shares, edges, baseline=None, color=colour, linewidth=1.5, label=name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axes.set(xlabel="brightness of a pixel (0 is black, 255 white)", ylabel="share of pixels")
+    axes.set_title("Brightness by modality")
+    if len(table):
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

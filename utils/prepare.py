@@ -1,113 +1,45 @@
-"""Kept pairs -> lossless 224x224 shards and token ids, shard by shard, so that a killed run goes on."""
+"""Kept pairs -> lossless 224x224 shards and token ids; what is finished is never made twice."""
 
-import json
-import multiprocessing
-import os
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 
-import datasets
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from utils.captions import clean, cut, token_ids, token_limit
+from utils.captions import clean, cut, token_limit, tokenise
 from utils.config import Config
-from utils.dataset import Layout
-from utils.images import ImageError, squash, to_png, to_rgb
-from utils.rocov2 import SPLITS, iter_bytes
+from utils.dataset import Layout, PreparedSplit
+from utils.filtering import KEPT, funnel, require_every_split
+from utils.imageshards import rejects_of, write_shard
+from utils.pairs import SPLITS
+from utils.parts import finished, parts_of, write_parts
+from utils.rocov2 import Store
 from utils.stages import require_disk, write_json
 
-SHARD_ROWS = 500
-REJECTS = b"rejects"
-PNG_BYTES = 70_000  # of a 224x224 radiograph, rounded up
-# The schema that `datasets` knows, so that load_dataset("parquet", ...) shows pictures at once.
-FEATURES = datasets.Features(
-    {
-        "image_id": datasets.Value("string"),
-        "split": datasets.Value("string"),
-        "image": datasets.Image(),
-    }
-)
+DAMAGED = "image damaged"
+PNG_BYTES = 40_000  # of a 224x224 radiograph; measured: 35 kB on real ones, a third of them coloured
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The work of one shard: which images, from where, into which file."""
+def prepare_images(records: pd.DataFrame, store: Store, folder: Path, procs: int) -> dict[str, str]:
+    """Write the image shards that are not there yet.
 
-    path: Path
-    split: str
-    image_ids: tuple[str, ...]
-    root: Path
-    sources: tuple[str, ...]
-
-
-def plan_chunks(records: pd.DataFrame, root: Path, folder: Path) -> list[Chunk]:
-    """Cut the kept records of every split, in their order, into shards of ``SHARD_ROWS`` images."""
-    chunks = []
-    for split, rows in records[records["keep"]].groupby("split", sort=False):
-        for number, start in enumerate(range(0, len(rows), SHARD_ROWS)):
-            part = rows.iloc[start : start + SHARD_ROWS]
-            path = folder / f"images-{split}-{number:05d}.parquet"
-            chunks.append(Chunk(path, split, tuple(part["image_id"]), root, tuple(part["source"])))
-    return chunks
-
-
-def write_shard(chunk: Chunk) -> int:
-    """Prepare the images of one shard and write it; return how many images it was about.
-
-    The shard gets its name only when it is whole. An image that cannot be decoded is left out and
-    listed with its reason: a black picture in its place would teach the model a lie.
-    """
-    rows, rejects = [], {}
-    for image_id, data in zip(chunk.image_ids, iter_bytes(chunk.root, chunk.sources), strict=True):
-        try:
-            png = to_png(squash(to_rgb(data)))
-        except ImageError as error:
-            rejects[image_id] = str(error)
-            continue
-        rows.append({"image_id": image_id, "split": chunk.split,
-                     "image": {"bytes": png, "path": f"{image_id}.png"}})  # fmt: skip
-    temporary = chunk.path.with_suffix(".part")
-    # PNG bytes do not compress again: storing them plainly saves the reader's time.
-    schema = FEATURES.arrow_schema
-    # The shard itself says what it could not take: a later run reads it there.
-    schema = schema.with_metadata({**schema.metadata, REJECTS: json.dumps(rejects).encode()})
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, temporary, compression="none", row_group_size=100)
-    os.replace(temporary, chunk.path)
-    return len(chunk.image_ids)
-
-
-def write_shards(chunks: list[Chunk], procs: int) -> dict[str, str]:
-    """Write the shards that are not there yet, on ``procs`` processes.
+    Args:
+        records: every pair with its reason.
+        store: where the images are.
+        folder: the stage's folder; shards of an interrupted run are kept.
+        procs: worker processes.
 
     Returns:
         image id -> reason of every image that could not be prepared, of old and new shards.
+
+    Raises:
+        StageError: too little disk, a full disk, a killed worker, or images that are gone.
     """
-    todo = [chunk for chunk in chunks if not chunk.path.is_file()]
-    total, left = (sum(len(chunk.image_ids) for chunk in part) for part in (chunks, todo))
-    if todo:
-        require_disk(todo[0].path.parent, left * PNG_BYTES, f"Preparing {left:,} images")
-    # Spawned, not forked: a notebook's kernel has threads that do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(
-            total=total, initial=total - left, desc="preparing images", unit="image", file=sys.stdout
-        ) as bar,
-        ProcessPoolExecutor(procs, mp_context=context) as pool,
-    ):
-        try:
-            for future in as_completed([pool.submit(write_shard, chunk) for chunk in todo]):
-                bar.update(future.result())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # finished shards stay for the next run
-            raise
-    lists = [json.loads(pq.read_schema(chunk.path).metadata[REJECTS]) for chunk in chunks]
-    return {image_id: reason for rejects in lists for image_id, reason in rejects.items()}
+    parts = parts_of(records[records["keep"]], store.root, folder, "images")
+    left = sum(len(part.image_ids) for part in parts if not finished(part))
+    require_disk(folder, left * PNG_BYTES, f"Preparing {left:,} images")
+    write_parts(parts, write_shard, procs, "preparing images", store.hub)
+    return {image_id: why for part in parts for image_id, why in rejects_of(part.path).items()}
 
 
 def prepare_captions(
@@ -128,7 +60,7 @@ def prepare_captions(
     table = records[["image_id", "split", "modality", "cuis"]].copy()
     table["raw_caption"] = records["caption"]
     table["caption"] = records["caption"].map(clean)
-    ids = [token_ids(caption, tokenizer, newline_id) for caption in table["caption"]]
+    ids = tokenise(table["caption"].tolist(), tokenizer, newline_id)
     table["n_tokens"] = [len(i) for i in ids]
     train = table["split"] == "train"
     limit = token_limit(table.loc[train, "n_tokens"].tolist(), percentile, room)
@@ -136,10 +68,20 @@ def prepare_captions(
     return table.reset_index(drop=True), limit
 
 
-def count_rejects(records: pd.DataFrame, rejects: dict[str, str]) -> dict[str, int]:
-    """Count the images of each split that could not be decoded."""
-    lost = records.loc[records["keep"] & records["image_id"].isin(rejects), "split"].value_counts()
-    return {split: int(lost.get(split, 0)) for split in SPLITS}
+def settle(records: pd.DataFrame, rejects: dict[str, str]) -> pd.DataFrame:
+    """Give the kept pairs whose image could not be prepared their reason, so that every pair has one.
+
+    Args:
+        records: every pair with its reason from stage 01.
+        rejects: what :func:`prepare_images` returned.
+    """
+    lost = records["keep"] & records["image_id"].isin(rejects)
+    why = records["image_id"].map(rejects)
+    return records.assign(
+        keep=records["keep"] & ~lost,
+        reason=records["reason"].where(~lost, DAMAGED),
+        error=records["error"].where(~lost, why),
+    )
 
 
 def details(settings: Config, statistics: dict, layout: Layout, captions, limit: int) -> dict:
@@ -167,13 +109,71 @@ def details(settings: Config, statistics: dict, layout: Layout, captions, limit:
 def write_stage(
     folder: Path, captions: pd.DataFrame, records: pd.DataFrame, rejects: dict, settings: dict
 ) -> dict[str, int]:
-    """Write the stage's files beside its shards and return its key figures."""
+    """Write the stage's files beside its shards and return its key figures.
+
+    Args:
+        folder: the stage's folder.
+        captions: the table of ``captions.parquet``.
+        records: what :func:`settle` returned.
+        rejects: image id -> reason of every image that could not be prepared.
+        settings: what ``preprocess.json`` holds; the funnel of both stages is added to it.
+
+    Raises:
+        ValueError: a split has no pair left.
+    """
     captions.to_parquet(folder / "captions.parquet", index=False)
-    damaged = records["keep"] & records["image_id"].isin(rejects)
-    lost = records.loc[damaged, ["image_id", "split", "source"]]
-    lost = lost.assign(reason="image damaged", detail=lost["image_id"].map(rejects))
-    lost.to_csv(folder / "rejects.csv", index=False)
-    write_json(folder / "preprocess.json", settings)
-    sizes = captions["split"].value_counts()
-    kept = {split: int(sizes.get(split, 0)) for split in SPLITS}
+    lost = records[(records["reason"] == DAMAGED) & records["image_id"].isin(rejects)]
+    lost[["image_id", "split", "source", "reason", "error"]].to_csv(folder / "rejects.csv", index=False)
+    counts = funnel(records)
+    write_json(folder / "preprocess.json", settings | {"funnel": counts})
+    require_every_split(counts)
+    kept = {split: reasons[KEPT] for split, reasons in counts.items()}
     return kept | {"damaged": len(lost), "token_limit": settings["token_limit"]}
+
+
+def intensities(folder: Path, count: int = 1000) -> pd.DataFrame:
+    """Measure how bright the prepared training images are.
+
+    Args:
+        folder: the stage's folder, with its files written.
+        count: images, spread evenly over the split.
+
+    Returns:
+        one row a modality: images, mean and std of the pixels (0..255), share of black (0) and of white
+        (255) pixels, and the share of pixels in each of 32 steps of brightness (columns 0 to 31).
+    """
+    split = PreparedSplit(folder, "train")
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int))
+    modalities = split.table["modality"].fillna("unknown").tolist()  # pandas reads None as NaN
+    counts: dict[str, np.ndarray] = {}
+    images: Counter[str] = Counter()
+    for index in chosen:
+        modality = modalities[index]
+        values = np.bincount(split.pixels(index).numpy().ravel(), minlength=256)
+        counts[modality] = counts.get(modality, 0) + values
+        images[modality] += 1
+    rows = {name: {"images": images[name], **brightness(values)} for name, values in sorted(counts.items())}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("modality")
+
+
+def brightness(values: np.ndarray) -> dict:
+    """Return mean, std, shares of black and white, and 32 steps of a histogram (256,) of pixels."""
+    shares, grey = values / values.sum(), np.arange(256)
+    mean = float(shares @ grey)
+    std = float(np.sqrt(shares @ (grey - mean) ** 2))
+    steps = dict(enumerate(shares.reshape(32, 8).sum(axis=1).tolist()))
+    return {"mean": mean, "std": std, "black": float(shares[0]), "white": float(shares[255]), **steps}
+
+
+def extremes(captions: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return the ``count`` shortest and the ``count`` longest captions: image_id, n_tokens, caption."""
+    ordered = captions.sort_values("n_tokens", kind="stable")
+    return pd.concat([ordered.head(count), ordered.tail(count)])[["image_id", "n_tokens", "caption"]]
+
+
+def disk_used(folder: Path, captions: pd.DataFrame) -> pd.DataFrame:
+    """Measure the image shards of each split: images, MB, kB an image."""
+    sizes = {s: sum(p.stat().st_size for p in folder.glob(f"images-{s}-*.parquet")) for s in SPLITS}
+    images = captions["split"].value_counts().reindex(list(SPLITS))
+    table = pd.DataFrame({"images": images, "MB": pd.Series(sizes) / 1e6})
+    return table.assign(**{"kB an image": table["MB"] * 1e3 / table["images"]}).round(1)

@@ -22,6 +22,19 @@ def read_records(stage: StageFolder) -> pd.DataFrame:
     return read_table(stage.path / "records.parquet")
 
 
+def read_revision(stage: StageFolder) -> str | None:
+    """Read which commit of a hub data set stage 01 has looked at; None for other sources."""
+    return read_json(stage.path / "report.json")["revision"]
+
+
+def read_prepared(folder: Path, records: pd.DataFrame) -> list[Image.Image]:
+    """Read the prepared images of some records of stage 02, which may be unfinished, in their order."""
+    found = {}
+    for split, some in records.groupby("split"):
+        found |= read_bytes(folder, split, some["image_id"].tolist())
+    return [Image.open(BytesIO(found[image_id])) for image_id in records["image_id"]]
+
+
 def read_captions(stage: StageFolder, split: str) -> pd.DataFrame:
     """Read the captions of one split of stage 02, ordered by image id."""
     table = read_table(stage.path / "captions.parquet")
@@ -30,11 +43,17 @@ def read_captions(stage: StageFolder, split: str) -> pd.DataFrame:
 
 def read_images(stage: StageFolder, split: str, image_ids: list[str]) -> list[Image.Image]:
     """Read prepared images of one split of stage 02, in the order asked for."""
+    found = read_bytes(stage.path, split, image_ids)
+    return [Image.open(BytesIO(found[image_id])).convert("RGB") for image_id in image_ids]
+
+
+def read_bytes(folder: Path, split: str, image_ids: list[str]) -> dict[str, bytes]:
+    """Return image id -> PNG bytes of some prepared images of one split."""
     found = {}
-    for path in sorted(stage.path.glob(f"images-{split}-*.parquet")):
+    for path in sorted(folder.glob(f"images-{split}-*.parquet")):
         table = pq.read_table(path, filters=[("image_id", "in", list(image_ids))])
         found |= {row["image_id"]: row["image"]["bytes"] for row in table.to_pylist()}
-    return [Image.open(BytesIO(found[image_id])).convert("RGB") for image_id in image_ids]
+    return found
 
 
 def read_log(path: Path) -> pd.DataFrame:

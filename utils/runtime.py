@@ -18,6 +18,7 @@ from utils.stages import REPO, VERSIONED, versions
 
 KAGGLE_WORK = Path("/kaggle/working/radiglow")
 KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_TEMP = Path("/kaggle/temp")
 HUB_DATASET = "eltorio/ROCOv2-radiology"
 HUB_MODEL = "Salesforce/blip2-opt-6.7b"
 SAMPLE_MODEL = "sample"
@@ -49,6 +50,11 @@ def work_folder(work: str = "auto") -> Path:
     if work != "auto":
         return Path(work).resolve()
     return KAGGLE_WORK if place() == "kaggle" else REPO / "work"
+
+
+def scratch(work: Path) -> Path:
+    """Return the folder for raw data that is not kept: outside Kaggle's output, else in the work folder."""
+    return KAGGLE_TEMP / "rocov2" if place() == "kaggle" else work / "raw"
 
 
 @functools.cache

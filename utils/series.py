@@ -93,7 +93,7 @@ def plan(names: list[str], given: dict, work: Path) -> dict[str, dict]:
     source = given.get("SOURCE", notebooks.parameters_of("01_filter")["SOURCE"])
     if "01_filter" not in names and "SOURCE" not in given:
         source = stages.open_stage("01_filter", work).manifest["config"]["source"]
-    configs.FilterConfig(source, None)  # refuses what is no name of a source
+    configs.FilterConfig(source, None, 1, None, True)  # refuses what is no name of a source
     source = runtime.choose_source(source)
     wanted = {n: configs.configure(n, notebooks.parameters_of(n) | given, source) for n in names}
     if "03_train_lora" in wanted:
