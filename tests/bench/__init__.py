@@ -1,0 +1,1 @@
+"""``python -m tests.bench NAME``: what is fast, against what, on this machine."""
