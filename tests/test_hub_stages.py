@@ -264,3 +264,14 @@ def test_nothing_raw_is_left_where_nothing_is_left_to_do(fake, tmp_path):
     release.store.hub.fetch(TEST[1])  # a look at a picture, or a run that was killed
     assert filtering.audit(release, tmp_path / "01", 1, pixels=False).equals(first)
     assert raw_files(tmp_path) == set()
+
+
+def test_shards_fetched_for_a_look_are_cleared_and_files_of_ones_own_are_not(fake, repository, tmp_path):
+    store = opened(tmp_path, room=2).store
+    assert len(list(store.blobs([f"{name}#0" for name in (*TRAIN, *TEST)]))) == 5
+    assert raw_files(tmp_path) <= {*TRAIN, *TEST}
+    assert store.hub.on_disk() <= store.hub.budget
+    store.clear()
+    assert raw_files(tmp_path) == set()
+    open_store(str(repository), tmp_path, 1).clear()
+    assert (repository / TRAIN[0]).is_file()

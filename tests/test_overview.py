@@ -174,9 +174,9 @@ def test_near_copies_are_shown_beside_each_other(store):
     )  # fmt: skip
     near = near_table(["M_test_2", "M_train_1", "test", "train", 1], ["c", "M_train_1", "train", "train", 4])
     images, titles = overview.near_pictures(near, records, store, 6)
-    assert titles == ["test 2, 1 bits", "train 1, 1 bits", "train c, 4 bits", "train 1, 4 bits"]
-    assert [look[2] for look in looks(images)] == [20, 10, 30, 10]
-    assert overview.near_pictures(near, records, store, 1)[1] == titles[:2]
+    # The picture of train 1 stands there once: its second pair is left out.
+    assert titles == ["pair 1, 1 bits: test 2", "pair 1, 1 bits: train 1"]
+    assert [look[2] for look in looks(images)] == [20, 10]
     assert overview.near_pictures(near.head(0), records, store, 6) == ([], [])
 
 
@@ -185,8 +185,16 @@ def test_an_id_of_two_splits_is_shown_with_the_image_of_the_split_that_is_meant(
         {"image_id": "a", "source": None, "phash": None}, {"image_id": "a", "split": "valid", "source": "2.png"},
         {"image_id": "a", "split": "test", "source": "3.png"}, {"image_id": "b", "source": "1.png"},
     )  # fmt: skip
-    near = near_table(["a", "b", "test", "train", 2], ["a", "b", "valid", "train", 2])
-    assert [look[2] for look in looks(overview.near_pictures(near, records, store, 6)[0])] == [30, 10, 20, 10]
+    for split, value in (("test", 30), ("valid", 20)):
+        near = near_table(["a", "b", split, "train", 2])
+        assert [look[2] for look in looks(overview.near_pictures(near, records, store, 6)[0])] == [value, 10]
+
+
+def test_pairs_are_chosen_from_the_nearest_to_the_farthest():
+    near = near_table(*([f"a{n}", f"b{n}", "train", "test", n] for n in range(5)))
+    chosen = overview.chosen_pairs(near, 3)
+    assert [bits for _, bits in chosen] == [0, 2, 4]
+    assert chosen[1][0] == (("train", "a2"), ("test", "b2"))
 
 
 class Hub:

@@ -90,25 +90,37 @@ def caption_report(records: pd.DataFrame) -> pd.DataFrame:
 def near_pictures(
     near: pd.DataFrame, records: pd.DataFrame, store: Store, count: int
 ) -> tuple[list[Image.Image], list[str]]:
-    """Decode the first pairs of near copies, one picture beside the other.
+    """Decode some pairs of near copies, one picture beside the other.
 
     Args:
         near: what :func:`utils.duplicates.near_copies` returned.
         records: what the ids are looked up in.
         store: where the images are.
-        count: pairs.
+        count: pairs, spread from the nearest to the farthest; no picture stands there twice.
 
     Returns:
-        images and titles, twice ``count`` of them.
+        images and titles, at most twice ``count`` of them.
     """
     seen = records[records["phash"].notna()]  # an ID may stand in two splits, and have its image in one
     sources = seen.drop_duplicates(["split", "image_id"]).set_index(["split", "image_id"])["source"]
-    images, titles = [], []
-    for row in near.head(count).itertuples():
-        for image_id, split in ((row.first, row.first_split), (row.second, row.second_split)):
+    images, names = [], []
+    for number, (pair, bits) in enumerate(chosen_pairs(near, count), 1):
+        for split, image_id in pair:
             images.append(picture(store, sources[split, image_id]))
-            titles.append(f"{split} {image_id.rpartition('_')[2]}, {row.bits} bits")
-    return images, titles
+            names.append(f"pair {number}, {bits} bits: {split} {image_id.rpartition('_')[2]}")
+    return images, names
+
+
+def chosen_pairs(near: pd.DataFrame, count: int) -> list[tuple[tuple, int]]:
+    """Choose ``count`` near pairs, (split, id) twice and their bits, in which no image comes twice."""
+    used, pairs = set(), []
+    for row in near.itertuples():
+        pair = (row.first_split, row.first), (row.second_split, row.second)
+        if used.isdisjoint(pair):
+            used.update(pair)
+            pairs.append((pair, row.bits))
+    places = np.unique(np.linspace(0, len(pairs) - 1, min(count, len(pairs)), dtype=int))
+    return [pairs[place] for place in places]
 
 
 def word_counts(records: pd.DataFrame) -> pd.DataFrame:

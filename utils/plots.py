@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-INK, KEPT, DROPPED = "#22313f", "#2a7f8e", ("#d9a441", "#c2603f", "#8a6fa8", "#7d8b99", "#b5b04c")
+INK, KEPT = "#22313f", "#2a7f8e"
+DROPPED = ("#d9a441", "#c2603f", "#8a6fa8", "#7d8b99", "#b5b04c", "#4d8b57", "#b56a9c", "#5b7fb8")
 BASE, TUNED, COMMON = "#9aa7b4", "#2a7f8e", "#d9a441"
-LINES = (KEPT, *DROPPED, INK, "#b5477d")  # as many as there are modalities, with "unknown"
+LINES = (KEPT, *DROPPED)  # as many as there are modalities, with "unknown"
 plt.rcParams.update({
     "figure.dpi": 80, "savefig.dpi": 110, "savefig.bbox": "tight", "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,

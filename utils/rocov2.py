@@ -47,11 +47,15 @@ class Store:
         for source in sources:
             shard = shard_of(source)
             if self.hub is not None and not self.hub.fits(shard):
-                for name in self.hub.sizes:
-                    self.hub.drop(name)
+                self.clear()
             if self.hub is not None:
                 self.hub.fetch(shard)
             yield from iter_blobs(self.root, [source])
+
+    def clear(self) -> None:
+        """Delete the raw shards that were fetched; files of one's own are never touched."""
+        for name in self.hub.sizes if self.hub is not None else ():
+            self.hub.drop(name)
 
 
 @dataclass(frozen=True)
