@@ -174,3 +174,10 @@ def test_a_shard_that_cannot_be_read_is_named(root, how, why):
     assert str(caught.value).startswith(f"{root.name}/b.parquet cannot be read ({why}")
     assert str(caught.value).endswith("). Download it again.")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_a_hash_in_its_name_is_a_file():
+    """b#1.png was taken for row "1.png" of a shard b."""
+    assert [shard_of(name) for name in ("train/b#1.png", "a#2", "data/t#x.parquet#3")] == [
+        None, None, "data/t#x.parquet",
+    ]  # fmt: skip

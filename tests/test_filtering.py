@@ -13,7 +13,10 @@ from PIL import Image
 
 from tests.conftest import real
 from utils import duplicates, filtering, overview, rocov2
+from utils.audit import write_part
 from utils.filtering import KEPT
+from utils.parts import Part
+from utils.stages import StageError
 
 GOOD = {"image_id": "a", "split": "train", "source": "a.png", "caption": "CT.", "cuis": [], "mode": "RGB",
         "sha256": "1", "error": None, "repeated": False}  # fmt: skip
@@ -321,3 +324,16 @@ def test_the_real_release_has_one_pair_of_near_copies(real_records):
     near, counts = duplicates.near_copies(real_records)
     assert near.to_numpy().tolist() == [["MINI_train_000014", "MINI_train_000040", "train", "train", 0]]
     assert counts["pairs"].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_part_that_is_damaged_in_its_middle_is_deleted_and_told(tmp_path):
+    """Its footer was whole, so that every further run failed at it again."""
+    part = Part(tmp_path / "parts" / "pixels-train-00000.parquet", "train", ("a",), tmp_path, ("a.png",))
+    part.path.parent.mkdir()
+    write_part(part, pixels=False)
+    data = bytearray(part.path.read_bytes())
+    data[4:400] = bytes(396)
+    part.path.write_bytes(data)
+    with pytest.raises(StageError, match=r"was damaged on the disk and is deleted\. Run this again"):
+        filtering.read_part(part)
+    assert not part.path.exists()

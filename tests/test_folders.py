@@ -1,6 +1,7 @@
 """A folder in the release's layout: what its CSV files and its images' names say, or what is wrong."""
 
 import csv
+import os
 import shutil
 
 import pytest
@@ -243,3 +244,15 @@ def test_the_real_release_is_read_whole(real_release):
     assert pairs["split"].value_counts().to_dict() == {"train": 72, "test": 26, "valid": 24}
     assert pairs["source"].notna().all()
     assert pairs["caption"].isna().sum() == 5
+
+
+def test_a_column_that_is_named_twice_is_told(folder):
+    (folder / "valid_captions.csv").write_text("ID,ID,Caption\na,a,CT.\n")
+    assert refusal(folder).endswith("valid_captions.csv names a column twice: ID, ID, Caption.")
+
+
+def test_a_file_name_that_is_no_utf8_is_told(folder):
+    """One such name ended the run as a UnicodeEncodeError that named nothing."""
+    with open(os.fsencode(folder / "train") + b"/bad\xff.png", "wb"):
+        pass
+    assert "a file whose name is no UTF-8: 'bad\\udcff.png'. Rename it." in refusal(folder)

@@ -88,7 +88,7 @@ def test_what_is_pushed_later_changes_nothing(shards, fake, repository, tmp_path
 
 
 def test_captions_are_read_without_the_images_and_nothing_is_kept(shards, fake, repository):
-    assert shards.column_names(TRAIN) == ["image", *WORDS]
+    assert shards.schema(TRAIN).names == ["image", *WORDS]
     assert shards.read_columns(TRAIN, WORDS) == pq.read_table(repository / TRAIN, columns=WORDS)
     assert 0 < fake.sent("GET /cdn") < 0.1 * shards.sizes[TRAIN]
     assert len(fake.requests("GET /cdn")) == 1 + 3  # the footer, and each row group
@@ -364,7 +364,7 @@ def test_a_file_that_is_no_parquet_is_left_to_the_reader(tmp_path, monkeypatch):
     with FakeHub(tmp_path / "a") as hub:
         shards = HubShards("some/rocov2", tmp_path, pauses=()) if hub.patch(monkeypatch) else None
         with pytest.raises(pa.ArrowException):
-            shards.column_names("words.parquet")
+            shards.schema("words.parquet")
 
 
 def test_other_downloads_keep_the_librarys_own_ways(shards, monkeypatch):

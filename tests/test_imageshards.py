@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import BlipImageProcessorPil
 from transformers.image_utils import PILImageResampling
 
 from utils.dataset import PreparedSplit, normalise
-from utils.images import open_checked, squash, to_rgb
+from utils.images import one_channel, open_checked, pixel_hash, squash, to_rgb
 from utils.imageshards import rejects_of, schema, write_shard
 from utils.parts import Part, finished
 from utils.stages import StageError
@@ -105,11 +106,47 @@ def test_an_image_file_that_is_gone_stops_the_shard_with_a_sentence(part):
     with pytest.raises(StageError) as caught:
         write_shard(part)
     assert str(caught.value) == (
-        "Image deep was there in notebook 01 and cannot be read now. The file cannot be read: No such file "
-        "or directory. Attach the data again and run this again: finished shards are kept. Or make stage 01 "
-        "anew (FRESH = True)."
+        "Image deep has changed since notebook 01. The file cannot be read: No such file or directory. "
+        "Attach the same data and run this again: finished shards are kept. Or make stage 01 anew "
+        "(FRESH = True, or --only 01,02 --fresh)."
     )
     assert os.listdir(part.path.parent) == ["release"]
+
+
+@pytest.fixture
+def seen(part):
+    """The part without the image that is cut off, with the hashes that notebook 01 took."""
+    places = [0, 1, 3, 4]
+    ids, names = (tuple(values[place] for place in places) for values in (part.image_ids, part.sources))
+    hashes = tuple(pixel_hash(one_channel(to_rgb(part.root / name))) for name in names)
+    return replace(part, image_ids=ids, sources=names, hashes=hashes)
+
+
+def test_pictures_that_are_as_notebook_01_saw_them_are_taken(seen):
+    write_shard(seen)
+    assert len(pq.read_table(seen.path)) == 4
+
+
+def test_a_picture_that_changed_since_notebook_01_stops_the_shard(seen, encode):
+    """A test picture copied over a training picture after notebook 01 went into training unseen."""
+    for data in (encode(noise(64, 64)), b"garbage"):
+        (seen.root / "three.png").write_bytes(data)
+        with pytest.raises(StageError, match=r"^Image three has changed since notebook 01\. "):
+            write_shard(seen)
+        assert not seen.path.exists()
+
+
+def test_a_prepared_picture_carries_pixels_alone(part, encode):
+    """Colour profile and EXIF data of the file went along into every shard."""
+    exif = Image.Exif()
+    exif[0x010E] = "the name of a patient"
+    (part.root / "colour.png").write_bytes(
+        encode(noise(30, 30), exif=exif, icc_profile=b"profile" * 99, dpi=(72, 72))
+    )
+    write_shard(part)
+    data = pq.read_table(part.path)["image"][0].as_py()["bytes"]
+    assert b"patient" not in data
+    assert Image.open(io.BytesIO(data)).info == {}
 
 
 def test_a_disk_that_fails_while_pixels_are_read_is_no_damage_of_the_image(part, monkeypatch):

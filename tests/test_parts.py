@@ -64,13 +64,13 @@ def names(folder):
 def test_every_split_is_cut_into_parts_in_the_order_of_its_records(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "ROWS", 2)
     records = pd.DataFrame(
-        [("t3", "train", "s#2"), ("v1", "valid", "v1.png"), ("t1", "train", "s#0"), ("t2", "train", "r#9"), ("e1", "test", "e1.png")],
+        [("t3", "train", "s.parquet#2"), ("v1", "valid", "v1.png"), ("t1", "train", "s.parquet#0"), ("t2", "train", "r#9.png"), ("e1", "test", "e1.png")],
         columns=["image_id", "split", "source"],
     )  # fmt: skip
     found = parts_of(records, Path("root"), tmp_path, "images")
     assert [(p.path.name, p.split, p.image_ids, p.sources, p.shards) for p in found] == [
-        ("images-train-00000.parquet", "train", ("t3", "t1"), ("s#2", "s#0"), {"s"}),
-        ("images-train-00001.parquet", "train", ("t2",), ("r#9",), {"r"}),
+        ("images-train-00000.parquet", "train", ("t3", "t1"), ("s.parquet#2", "s.parquet#0"), {"s.parquet"}),
+        ("images-train-00001.parquet", "train", ("t2",), ("r#9.png",), set()),
         ("images-valid-00000.parquet", "valid", ("v1",), ("v1.png",), set()),
         ("images-test-00000.parquet", "test", ("e1",), ("e1.png",), set()),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.six_pairs import EXPECTED, pairs_of, read, refusal, row, write_shards
-from utils.pairs import split_cuis
+from utils.pairs import SourceError, split_cuis
 from utils.rocov2 import open_release
 from utils.shards import by_split, pairs_from_shards
 
@@ -138,6 +138,48 @@ def test_a_cell_of_concepts_is_read_whatever_its_form(cell, cuis):
     assert split_cuis(cell) == cuis
 
 
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def schema_of(*texts, **others):
+    return pa.schema({"image": IMAGE, **dict.fromkeys(texts, pa.string()), **others})
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [("image", pa.binary()), ("image", pa.struct({"path": pa.string()})), ("image", pa.null()),
+     ("image_id", pa.int64()), ("caption", pa.int32()), ("cui", pa.int64()), ("cui", pa.list_(pa.int8()))],
+)  # fmt: skip
+def test_a_column_of_another_type_is_named_before_the_long_work(tmp_path, column, kind):
+    """Such a column came out as an AttributeError or a KeyError of a worker, or after all images were read."""
+    write_shards(tmp_path)
+    path = next((tmp_path / "data").glob("test-*"))
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.nulls(len(table), kind)), path)
+    with pytest.raises(SourceError, match=f"{path.name} has a column {column} of type"):
+        open_release(str(tmp_path), tmp_path)
+
+
+def test_texts_may_be_stored_as_a_dictionary(tmp_path):
+    write_shards(tmp_path)
+    path = next((tmp_path / "data").glob("test-*"))
+    table = pq.read_table(path)
+    place = table.column_names.index("image_id")
+    pq.write_table(table.set_column(place, "image_id", table["image_id"].dictionary_encode()), path)
+    assert open_release(str(tmp_path), tmp_path).pairs["image_id"].tolist()[-2:] == EXPECTED["image_id"][-2:]
+
+
+def test_rows_without_an_id_are_counted_in_the_refusal(tmp_path):
+    write_shards(tmp_path)
+    path = next((tmp_path / "data").glob("test-*"))
+    table = pq.read_table(path)
+    place = table.column_names.index("image_id")
+    pq.write_table(table.set_column(place, "image_id", pa.nulls(len(table), pa.string())), path)
+    with pytest.raises(SourceError, match=f"{path.name} has 2 rows without an image_id"):
+        open_release(str(tmp_path), tmp_path)
+
+
 def test_no_column_is_read_that_is_not_needed():
     def read_columns(name, columns):
         read.append((name, columns))
@@ -145,7 +187,7 @@ def test_no_column_is_read_that_is_not_needed():
 
     read = []
     reader = SimpleNamespace(
-        column_names=lambda name: ["image", "image_id", "caption", "cui", "more"], read_columns=read_columns
+        schema=lambda name: schema_of("image_id", "caption", "cui", "more"), read_columns=read_columns
     )
     pairs_from_shards(reader, {"train": ["a", "b"], "test": ["c"]})
     assert read == [(name, ["image_id", "caption", "cui"]) for name in ("a", "b", "c")]
@@ -155,7 +197,7 @@ def test_no_column_is_read_that_is_not_needed():
 def test_many_shards_have_a_bar(capsys, count, told):
     table = pa.table({"image_id": ["a"], "caption": ["b"]})
     reader = SimpleNamespace(
-        column_names=lambda name: ["image", *table.column_names], read_columns=lambda name, columns: table
+        schema=lambda name: schema_of("image_id", "caption"), read_columns=lambda name, columns: table
     )
     pairs_from_shards(reader, {"train": [str(number) for number in range(count)]})
     assert ("reading captions" in capsys.readouterr().out) == told

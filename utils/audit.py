@@ -3,14 +3,12 @@
 Worker processes import this file: it stays light.
 """
 
-import hashlib
-
 import imagehash
 import pyarrow as pa
 from PIL import Image
 
 from utils.blobs import iter_blobs
-from utils.images import Blob, ImageError, chroma, decode, header_of, one_channel, open_checked
+from utils.images import Blob, ImageError, chroma, decode, header_of, one_channel, open_checked, pixel_hash
 from utils.parts import Part, save
 
 # width and height in pixels; the last four are empty where no pixel was read
@@ -45,9 +43,8 @@ def look(blob: Blob, pixels: bool) -> dict:
 def look_at_pixels(image: Image.Image) -> dict:
     """Describe what a decoded image shows: the same pixels give the same hash, whatever the file."""
     plane = one_channel(image)  # the same picture in mode L and in mode RGB gives the same hash
-    size = f"{plane.mode} {plane.width} {plane.height} ".encode()
     return {
-        "sha256": hashlib.sha256(size + plane.tobytes()).hexdigest(),
+        "sha256": pixel_hash(plane),
         "phash": perceptual_hash(plane),
         "chroma": chroma(plane),
     }

@@ -5,6 +5,7 @@ file: it stays light.
 """
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 from utils.stages import StageError, short
 
 BATCH = 1  # rows of a shard in memory at a time; more is slower: memory is taken anew for every batch
+SHARD_ROW = re.compile(r"(.*\.parquet)#(\d+)")  # a file of an image may hold a # in its name
 BUFFER = 1 << 20  # bytes; without it a whole column chunk, hundreds of MB, is read at once
 
 
 def shard_of(source: str) -> str | None:
     """Return the name of the shard that holds ``source``; None for a file of its own."""
-    name, mark, _ = source.partition("#")
-    return name if mark else None
+    found = SHARD_ROW.fullmatch(source)
+    return found[1] if found else None
 
 
 def iter_blobs(root: Path, sources: Iterable[str]) -> Iterator[str | BinaryIO]:

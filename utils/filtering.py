@@ -14,7 +14,7 @@ from utils.captions import words
 from utils.pairs import SPLITS, texts
 from utils.parts import Part, parts_of, write_parts
 from utils.rocov2 import Release
-from utils.stages import write_json
+from utils.stages import StageError, short, write_json
 from utils.terms import modality_of
 
 KEPT = "kept"
@@ -53,7 +53,7 @@ def audit(release: Release, folder: Path, procs: int, pixels: bool = True) -> pd
 def describe(pairs: pd.DataFrame, parts: list[Part]) -> pd.DataFrame:
     """Join what the parts hold to the pairs that have an image, in the order of the pairs."""
     schema = pa.schema(COLUMNS)
-    tables = [schema.empty_table(), *(pq.read_table(part.path, columns=list(COLUMNS)) for part in parts)]
+    tables = [schema.empty_table(), *(read_part(part) for part in parts)]
     found = pa.concat_tables(t.replace_schema_metadata() for t in tables).to_pandas()
     # Integers and texts that may be absent: NaN would compare unequal to None in the rules.
     found = found.astype({"width": "Int32", "height": "Int32", "chroma": "Int16"}).astype(object)
@@ -63,6 +63,22 @@ def describe(pairs: pd.DataFrame, parts: list[Part]) -> pd.DataFrame:
     records["repeated"] = records["image_id"].duplicated()
     records["modality"] = texts(modality_of(cuis) for cuis in records["cuis"])
     return records
+
+
+def read_part(part: Part) -> pa.Table:
+    """Read what was found of the images of one part.
+
+    Raises:
+        StageError: its file is damaged; it is deleted, so that the next run makes it again.
+    """
+    try:
+        return pq.read_table(part.path, columns=list(COLUMNS))
+    except (OSError, pa.ArrowException) as error:
+        part.path.unlink(missing_ok=True)
+        raise StageError(
+            f"{short(part.path)} was damaged on the disk and is deleted. Run this again: that part is made "
+            f"anew."
+        ) from error
 
 
 def repeated_id(record: dict) -> str | None:

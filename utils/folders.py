@@ -31,6 +31,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not rows:
         raise SourceError(f"{path} cannot be read as a UTF-8 CSV: it is empty.")
     names = rows[0][1]
+    if len(set(names)) < len(names):
+        raise SourceError(f"The first line of {path} names a column twice: {', '.join(names)}.")
     for number, row in rows[1:]:
         if len(row) != len(names):
             raise SourceError(
@@ -107,6 +109,9 @@ def image_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = sorted(os.listdir(folder))
+    for name in names:
+        if not name.isprintable() and "\udc80" <= max(name) <= "\udcff":
+            raise SourceError(f"{folder} holds a file whose name is no UTF-8: {name!a}. Rename it.")
     return [n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and not n.startswith(".")]
 
 

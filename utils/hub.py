@@ -74,8 +74,8 @@ class HubShards:
         for leftover in self.folder.glob(f"{PART}*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def column_names(self, name: str) -> list[str]:
-        """Return the columns of a shard; reads its last bytes over the network.
+    def schema(self, name: str) -> pa.Schema:
+        """Return the columns of a shard and their types; reads its last bytes over the network.
 
         Raises:
             HubError: the hub cannot be reached.
@@ -83,7 +83,7 @@ class HubShards:
         """
         if name not in self._footers:
             self._footers[name] = self._read(name, pq.read_metadata)
-        return self._footers[name].schema.to_arrow_schema().names
+        return self._footers[name].schema.to_arrow_schema()
 
     def read_columns(self, name: str, columns: list[str]) -> pa.Table:
         """Read some columns of a shard over the network and no byte of the others.
@@ -92,7 +92,7 @@ class HubShards:
             HubError: the hub cannot be reached.
             pa.ArrowException: it is no parquet file.
         """
-        self.column_names(name)
+        self.schema(name)
         footer = self._footers[name]
         # Buffered before, or every column of every row group is a request of its own.
         return self._read(

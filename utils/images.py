@@ -1,5 +1,6 @@
 """Image bytes -> checked, upright, 8-bit RGB, 224x224; nothing is replaced, every refusal has a reason."""
 
+import hashlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -127,10 +128,10 @@ def decode(image: Image.Image) -> Image.Image:
     if image.mode.startswith(DEEP_MODES):
         return to_8_bit(np.asarray(image))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")  # a copy would be 160 MB
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image).convert("RGB")
-    return image if image.mode == "L" else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -184,8 +185,18 @@ def chroma(image: Image.Image) -> int:
     return max(ImageChops.difference(green, other).getextrema()[1] for other in (red, blue))
 
 
+def pixel_hash(image: Image.Image) -> str:
+    """Return the sha256 of what an image shows, whatever its file; :func:`one_channel` comes before."""
+    size = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.sha256(size + image.tobytes()).hexdigest()
+
+
 def to_png(image: Image.Image) -> bytes:
-    """Encode losslessly; on radiographs nearly as small as the default settings, and far faster."""
-    buffer = BytesIO()
+    """Encode losslessly; on radiographs nearly as small as the default settings, and far faster.
+
+    Pixels only: Pillow would carry the file's colour profile and EXIF data along.
+    """
+    buffer, image = BytesIO(), image.copy()
+    image.info = {}
     image.save(buffer, format="PNG", compress_level=1, compress_type=RLE)
     return buffer.getvalue()

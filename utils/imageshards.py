@@ -11,7 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.blobs import iter_blobs
-from utils.images import FileError, ImageError, decode, one_channel, open_checked, squash, to_png
+from utils.images import (
+    Blob,
+    FileError,
+    ImageError,
+    decode,
+    one_channel,
+    open_checked,
+    pixel_hash,
+    squash,
+    to_png,
+)  # fmt: skip
 from utils.parts import Part, save
 from utils.stages import StageError
 
@@ -36,28 +46,54 @@ def write_shard(part: Part) -> None:
     black picture in its place would teach the model a lie.
 
     Raises:
-        StageError: a file that stage 01 saw is gone: a fault of the disk, not of the image.
+        StageError: an image that stage 01 saw is gone or is another one now.
     """
     rows, rejects = [], {}
-    for image_id, blob in zip(part.image_ids, iter_blobs(part.root, part.sources), strict=True):
+    blobs = iter_blobs(part.root, part.sources)
+    hashes = part.hashes or (None,) * len(part.image_ids)
+    for image_id, blob, seen in zip(part.image_ids, blobs, hashes, strict=True):
         try:
-            with open_checked(blob) as image:
-                small = squash(one_channel(decode(image)))
-        except FileError as error:
-            raise StageError(
-                f"Image {image_id} was there in notebook 01 and cannot be read now. {error} Attach the data "
-                f"again and run this again: finished shards are kept. Or make stage 01 anew (FRESH = True)."
-            ) from error
+            png = prepared(blob, seen)
+        except FileError as error:  # a fault of the disk, not of the image
+            raise changed(image_id, str(error)) from error
         except ImageError as error:
+            if seen is not None:
+                raise changed(image_id, str(error)) from error
             rejects[image_id] = str(error)
             continue
         rows.append({"image_id": image_id, "split": part.split,
-                     "image": {"bytes": to_png(small), "path": f"{image_id}.png"}})  # fmt: skip
+                     "image": {"bytes": png, "path": f"{image_id}.png"}})  # fmt: skip
     # The shard itself says what it could not take: a later run reads it there.
     table = pa.Table.from_pylist(rows, schema())
     table = table.replace_schema_metadata({**schema().metadata, REJECTS: json.dumps(rejects).encode()})
     # PNG bytes do not compress again: storing them plainly saves the reader's time.
     save(part, table, compression="none", row_group_size=100)
+
+
+def prepared(blob: Blob, seen: str | None) -> bytes:
+    """Return an image as lossless PNG bytes of the model's size.
+
+    Args:
+        blob: the image.
+        seen: the hash of its pixels in stage 01; None where nobody has looked.
+
+    Raises:
+        FileError: its pixels are not those that stage 01 saw.
+        ImageError: it cannot be decoded.
+    """
+    with open_checked(blob) as image:
+        plane = one_channel(decode(image))
+    if seen is not None and pixel_hash(plane) != seen:
+        raise FileError("It is another picture now.")  # which might be one of the test split
+    return to_png(squash(plane))
+
+
+def changed(image_id: str, why: str) -> StageError:
+    """Return the error for an image that is not what stage 01 saw."""
+    return StageError(
+        f"Image {image_id} has changed since notebook 01. {why} Attach the same data and run this again: "
+        f"finished shards are kept. Or make stage 01 anew (FRESH = True, or --only 01,02 --fresh)."
+    )
 
 
 def rejects_of(path: Path) -> dict[str, str]:

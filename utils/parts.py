@@ -42,13 +42,17 @@ QUEUE = 2  # parts a process that are handed out at a time
 
 @dataclass(frozen=True)
 class Part:
-    """A run of images that becomes one file: which images, from where, into which file."""
+    """A run of images that becomes one file: which images, from where, into which file.
+
+    ``hashes``: of their pixels as an earlier stage saw them; none where no stage has looked.
+    """
 
     path: Path
     split: str
     image_ids: tuple[str, ...]
     root: Path
     sources: tuple[str, ...]
+    hashes: tuple[str | None, ...] = ()
 
     @property
     def key(self) -> bytes:
@@ -65,7 +69,7 @@ def parts_of(records: "pd.DataFrame", root: Path, folder: Path, stem: str, times
     """Cut the records of every split, in their order, into parts of ``times`` x ``ROWS`` images.
 
     Args:
-        records: columns image_id, split, source.
+        records: columns image_id, split, source, and sha256 where a stage has looked at the pixels.
         root: what ``source`` is relative to.
         folder: where the files of the parts go, ``{stem}-{split}-{number}.parquet``.
         stem: what their names begin with.
@@ -76,7 +80,8 @@ def parts_of(records: "pd.DataFrame", root: Path, folder: Path, stem: str, times
         for number, start in enumerate(range(0, len(rows), size)):
             some = rows.iloc[start : start + size]
             path = folder / f"{stem}-{split}-{number:05d}.parquet"
-            parts.append(Part(path, split, tuple(some["image_id"]), root, tuple(some["source"])))
+            hashes = tuple(h if isinstance(h, str) else None for h in some.get("sha256", ()))
+            parts.append(Part(path, split, tuple(some["image_id"]), root, tuple(some["source"]), hashes))
     return parts
 
 

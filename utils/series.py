@@ -95,6 +95,12 @@ def plan(names: list[str], given: dict, work: Path) -> dict[str, dict]:
         source = stages.open_stage("01_filter", work).manifest["config"]["source"]
     configs.FilterConfig(source, None, 1, None, True)  # refuses what is no name of a source
     source = runtime.choose_source(source)
+    if "01_filter" not in names and (work / "01_filter" / stages.MANIFEST).is_file():
+        before = stages.open_stage("01_filter", work).manifest["config"]["source"]
+        configs.demand(
+            source == before,
+            f"SOURCE is {source}, and notebook 01 has read {before}: leave --source out, or run 01 too.",
+        )
     wanted = {n: configs.configure(n, notebooks.parameters_of(n) | given, source) for n in names}
     if "03_train_lora" in wanted:
         wanted["03_train_lora"].accumulation(runtime.rank_count(given.get("PROCS")))
@@ -167,8 +173,9 @@ def alone_in(work: Path):
 def run_stages(names: list[str], given: dict, work: Path, options: argparse.Namespace) -> None:
     """Run the stages that are not finished as wanted, and say how each went."""
     wanted = plan(names, given, work)
-    if "01_filter" in wanted:
-        rocov2.check_source(wanted["01_filter"]["source"])
+    reads = next((n for n in ("01_filter", "02_preprocess") if n in wanted), None)
+    if reads == "01_filter" or (reads and (given["FRESH"] or not is_done(reads, wanted[reads], work))):
+        rocov2.check_source(wanted[reads]["source"])  # before --fresh deletes a thing
     seconds: dict[str, float] = {}
     for number, name in enumerate(names, 1):
         place = f"[{number}/{len(names)}] {name}"

@@ -51,9 +51,9 @@ class LocalShards:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def column_names(self, name: str) -> list[str]:
-        """Return the columns of a shard."""
-        return pq.read_schema(self.folder / name).names
+    def schema(self, name: str) -> pa.Schema:
+        """Return the columns of a shard and their types."""
+        return pq.read_schema(self.folder / name)
 
     def read_columns(self, name: str, columns: list[str]) -> pa.Table:
         """Read some columns of a shard."""
@@ -78,7 +78,7 @@ def shard_table(reader: "LocalShards | HubShards", split: str, name: str) -> pd.
     """
     wanted = ["image_id", "caption", "cui"]
     try:
-        columns = reader.column_names(name)
+        columns = reader.schema(name).names
         if not {"image", "image_id", "caption"} <= set(columns):
             raise SourceError(f"{name} has the columns {columns}; it needs image, image_id and caption.")
         table = reader.read_columns(name, [c for c in wanted if c in columns])
@@ -86,7 +86,44 @@ def shard_table(reader: "LocalShards | HubShards", split: str, name: str) -> pd.
         raise SourceError(
             f"{name} is no whole parquet file ({trouble(error)}). Download it again."
         ) from error
-    if str(table.schema.field("image_id").type) not in ("string", "large_string", "string_view"):
-        raise SourceError(f"{name} has image_ids that are no texts: {table.schema.field('image_id').type}.")
+    require_types(name, reader.schema(name), table)
     table = table.to_pandas().astype(object).reindex(columns=wanted)
     return table.assign(split=split, source=texts(f"{name}#{row}" for row in range(len(table))))
+
+
+def require_types(name: str, schema: pa.Schema, table: pa.Table) -> None:
+    """Check the columns of a shard before the long work begins.
+
+    Raises:
+        SourceError: a column is of a type that cannot be read, or an image_id is missing.
+    """
+    kinds = {field.name: field.type for field in schema}
+    image = kinds["image"]
+    bytes_in = pa.types.is_struct(image) and any(f.name == "bytes" and is_bytes(f.type) for f in image)
+    cui = kinds.get("cui", pa.null())
+    good = {
+        "image": bytes_in,
+        "image_id": is_text(kinds["image_id"]),
+        "caption": is_text(kinds["caption"]),
+        "cui": is_text(cui) or is_text(getattr(cui, "value_type", None)),
+    }
+    for column, fits in good.items():
+        if not fits:
+            raise SourceError(
+                f"{name} has a column {column} of type {kinds[column]}; it needs image (a struct with "
+                f"bytes), image_id and caption (texts) and, where it is there, cui (texts or lists of texts)."
+            )
+    if table.column("image_id").null_count:
+        raise SourceError(f"{name} has {table.column('image_id').null_count} rows without an image_id.")
+
+
+def is_text(kind: pa.DataType | None) -> bool:
+    """Tell whether a column of this type holds texts, or nothing at all."""
+    if kind is not None and pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in ("string", "large_string", "string_view", "null")
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Tell whether a column of this type holds bytes."""
+    return str(kind) in ("binary", "large_binary", "binary_view")
