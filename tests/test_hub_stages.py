@@ -16,6 +16,7 @@ from utils import filtering, parts, prepare
 from utils.hub import HubError
 from utils.rocov2 import open_release, open_store
 
+pytestmark = pytest.mark.slow
 HUB = {"train": "train", "valid": "validation", "test": "test"}
 MODES = {"train": ["RGB"] * 15, "valid": ["RGB", "L", "RGB", "RGB", "RGB"],
          "test": ["RGB", "RGB", "L", "L", "L"]}  # fmt: skip
