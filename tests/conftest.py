@@ -33,12 +33,6 @@ def real_release():
 
 
 @pytest.fixture
-def real_captions():
-    """The folder of 12,487 real captions as tab-separated tables."""
-    return real("roco_v1_text")
-
-
-@pytest.fixture
 def encode():
     """Return a function: an image, or a mode and a grey value -> the bytes of a file."""
 

@@ -11,7 +11,7 @@ from utils.blobs import iter_blobs
 from utils.images import Blob, ImageError, chroma, decode, header_of, one_channel, open_checked, pixel_hash
 from utils.parts import Part, save
 
-# width and height in pixels; the last four are empty where no pixel was read
+# width and height in pixels; sha256, phash and chroma are empty where no pixel was read
 COLUMNS = {
     "mode": pa.string(), "format": pa.string(), "width": pa.int32(), "height": pa.int32(),
     "sha256": pa.string(), "phash": pa.string(), "chroma": pa.int16(), "error": pa.string(),
