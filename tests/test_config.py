@@ -8,8 +8,9 @@ from utils import config, runtime
 from utils.config import ConfigError
 
 TRAIN = {
-    "preset": "connector", "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 1e-3,
-    "epochs": 2, "global_batch": 32, "micro_batch": 4, "evaluations": 10, "patience": 3, "seed": 0,
+    "preset": "connector", "variant": "lora", "rank": 16, "alpha": 32, "dropout": 0.05, "learning_rate": 1e-3,
+    "epochs": 2, "global_batch": 32, "micro_batch": 4, "evaluations": 10, "generated": 64,
+    "select": "eval_loss", "patience": 3, "seed": 0,
 }  # fmt: skip
 EVALUATE = {"beams": 5, "batch_size": 8, "max_new_tokens": None}
 FILTER = {"source": "sample", "image_modes": ("RGB",), "min_words": 1, "max_words": None, "pixels": True}
@@ -35,7 +36,9 @@ def machine(monkeypatch):
         *[(config.FilterConfig, FILTER, "max_words", v) for v in (0, -5, 99.0, "all", False)],
         *[(config.FilterConfig, FILTER, "pixels", v) for v in (None, 0, 1, "True")],
         *[(config.PreprocessConfig, PREPROCESS, "caption_percentile", v) for v in (0, -1, 100.5, float("nan"))],
-        *[(config.TrainConfig, TRAIN, "preset", v) for v in ("all", "", None)],
+        *[(config.TrainConfig, TRAIN, name, v) for v in ("all", "", None)
+          for name in ("preset", "variant", "select")],
+        *[(config.TrainConfig, TRAIN, "generated", v) for v in (-1, 1.5, "some", None)],
         *[(config.TrainConfig, TRAIN, "dropout", v) for v in (-0.1, 1, float("nan"))],
         *[(config.TrainConfig, TRAIN, name, v) for v in (0, -1)
           for name in ("rank", "alpha", "learning_rate", "epochs", "global_batch", "micro_batch",
@@ -79,7 +82,7 @@ def test_a_value_of_another_kind_is_refused_by_the_parameters_name(make, good, n
         make(**good | {name: value})
 
 
-OPEN = {"learning_rate": None, "epochs": None, "global_batch": None, "micro_batch": None}
+OPEN = {"learning_rate": None, "epochs": None, "global_batch": None}
 
 
 @pytest.mark.parametrize("name", list(config.PROFILES))
@@ -94,26 +97,42 @@ def test_what_is_left_open_comes_from_the_machines_profile(machine, name):
 
 def test_what_is_given_stands_on_any_machine(machine):
     machine("t4x2")
-    made = train(**OPEN | {"micro_batch": 8})
-    assert (made.micro_batch, made.global_batch) == (8, 32)
+    made = train(**OPEN | {"micro_batch": 8, "epochs": 0.5})
+    assert (made.micro_batch, made.global_batch, made.epochs) == (8, 32, 0.5)
+
+
+def test_a_micro_batch_that_is_left_open_stays_open_for_the_plan(machine):
+    machine("t4x2")
+    assert train(micro_batch=None).micro_batch is None
+
+
+def test_the_best_by_cider_needs_captions():
+    train(select="eval_cider", generated=2)
+    with pytest.raises(ConfigError, match="SELECT is 'eval_cider' and GENERATED 0: CIDEr needs captions"):
+        train(select="eval_cider", generated=0)
+
+
+@pytest.mark.parametrize(("epochs", "pairs", "steps"), [(2, 64, 4), (2, 65, 5), (0.5, 64, 1), (1, 3, 1)])
+def test_a_run_is_as_many_passes_as_asked_for_and_its_last_batch_is_filled_up(epochs, pairs, steps):
+    assert train(epochs=epochs, global_batch=32).steps(pairs) == steps
 
 
 @pytest.mark.parametrize(("procs", "passes"), [(1, 8), (2, 4), (8, 1)])
 def test_the_global_batch_is_the_same_on_any_number_of_ranks(procs, passes):
-    assert train(global_batch=32, micro_batch=4).accumulation(procs) == passes
+    assert train(global_batch=32, micro_batch=None).accumulation(procs, 4) == passes
 
 
 @pytest.mark.parametrize(("batch", "procs"), [(32, 3), (30, 1), (2, 1)])
 def test_a_global_batch_that_does_not_divide_is_refused(batch, procs):
     with pytest.raises(ConfigError, match=f"GLOBAL_BATCH {batch} is no multiple .* 4 x {procs}:"):
-        train(global_batch=batch, micro_batch=4).accumulation(procs)
+        train(global_batch=batch).accumulation(procs, 4)
 
 
 @pytest.mark.parametrize("name", ["t4", "t4x2", "gpu", "cpu"])
 def test_every_profile_divides_evenly_on_its_machine(machine, name):
     machine(name)
     procs = 1 if name in ("t4", "gpu") else 2
-    assert train(**OPEN).accumulation(procs) >= 1
+    assert train(**OPEN).accumulation(procs, 16) >= 1
 
 
 def test_a_notebooks_parameters_become_the_fields_and_the_rest_is_left_out():

@@ -165,6 +165,25 @@ def test_a_blip2_without_opt_is_refused(tiny_folder, tmp_path):
         model.load_config(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda v: v["vision_config"].update(hidden_size=256), "a Q-Former that reads 128 of the ViT's 256 channels"),
+     (lambda v: v["text_config"].update(hidden_size=96), "an OPT of width 96, which NF4's blocks of 64 do not divide")],
+)  # fmt: skip
+def test_parts_that_do_not_fit_each_other_are_refused_before_a_weight_is_read(
+    tiny_folder, tmp_path, change, said
+):
+    with pytest.raises(model.ModelError, match=said):
+        model.load_config(altered(tiny_folder, tmp_path, change))
+
+
+def test_a_processor_of_another_size_than_the_vit_is_refused(tiny_folder, tmp_path):
+    """blip2-opt-6.7b-coco reads 364 pixels: images of 224 would meet positions of another grid."""
+    folder = altered(tiny_folder, tmp_path, lambda v: v["vision_config"].update(image_size=364))
+    with pytest.raises(model.ModelError, match="its ViT reads 364 x 364 pixels"):
+        model.image_statistics(folder)
+
+
 def test_a_missing_model_is_a_sentence(tmp_path):
     with pytest.raises(model.ModelError, match="Set MODEL_ID"):
         model.load_config(str(tmp_path / "nowhere"))

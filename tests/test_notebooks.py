@@ -14,7 +14,7 @@ from utils import config, notebooks
 from utils.stages import REPO, REPOSITORY, STAGES
 
 NAMES = list(STAGES)
-NO_FIELD = {"WORK", "FRESH", "PROCS"}  # where and how, not what
+NO_FIELD = {"WORK", "FRESH", "PROCS", "HOURS", "REPORT_TO"}  # where and how, not what
 
 
 def load(name):

@@ -1,5 +1,6 @@
 """Kept pairs become lossless 224x224 shards and token ids; finished shards are never made twice."""
 
+import io
 import json
 import shutil
 from collections import namedtuple
@@ -54,6 +55,12 @@ def test_the_kept_images_are_prepared_and_the_damaged_ones_returned_with_their_r
         "images-valid-00000.parquet": ["valid_1"], "images-test-00000.parquet": ["test_1"],
     }  # fmt: skip
     assert "preparing images: 100%" in capsys.readouterr().out
+
+
+def test_images_are_as_large_as_the_model_reads_them(pairs):
+    prepare.prepare_images(*pairs, procs=1, size=364)
+    stored = pd.read_parquet(pairs[2] / "images-valid-00000.parquet")["image"].iat[0]["bytes"]
+    assert Image.open(io.BytesIO(stored)).size == (364, 364)
 
 
 def test_shards_of_an_earlier_run_are_kept_and_what_they_could_not_take_is_remembered(pairs, monkeypatch):

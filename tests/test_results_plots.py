@@ -12,9 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils import plots, results
+from utils import plots, results, training_plots
 from utils.config import MODES
-from utils.stages import StageFolder
+from utils.stages import StageError, StageFolder
 from utils.terms import MODALITY_CUIS
 
 AWKWARD = ["$x$ and $\\frac{1$", "one\ntwo\r\nthree", "", "_" * 300, "Röntgen → 5 µm", "a caption"]
@@ -106,14 +106,80 @@ def test_the_bytes_of_some_images_of_one_split_are_read_as_they_were_written(tmp
     assert all(png.startswith(b"\x89PNG") for png in found.values())
 
 
+LOG_NAMES = ["step", "seconds", "session", "epoch", "loss", "grad_norm", "learning_rate", "images_per_s",
+             "memory_gib", "gpu_util", "eval_loss", "eval_cider", "eval_rouge_l"]  # fmt: skip
+
+
+def log_file(folder, *lines, tail=b""):
+    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "log.jsonl").write_bytes(whole.encode() + tail)
+    return folder / "log.jsonl"
+
+
 def test_the_log_has_its_columns_even_where_no_line_has_a_value(tmp_path):
-    lines = [{"step": 0, "eval_loss": 3.5, "seconds": 1.0}, {"step": 10, "loss": 2.5, "extra": 1}]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = results.read_log(tmp_path / "log.jsonl")
-    assert table.columns.tolist() == ["step", "seconds", "loss", "eval_loss", "learning_rate", "extra"]
+    path = log_file(tmp_path, {"step": 0, "eval_loss": 3.5, "seconds": 1.0, "captions": [{"image_id": "a"}]},
+                    {"step": 10, "loss": 2.5, "extra": 1, "memory_gib": [1.5, 2.5]})  # fmt: skip
+    table = results.read_log(path)
+    assert table.columns.tolist() == [*LOG_NAMES, "extra"]
     assert table["step"].tolist() == [0, 10]
     assert table["loss"].dropna().tolist() == [2.5]
+    assert table["memory_gib"].dropna().tolist() == [[1.5, 2.5]]
     assert table["learning_rate"].isna().all()
+    assert results.read_log(log_file(tmp_path)).columns.tolist() == LOG_NAMES
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 2, "lo', b'{"caption": "R\xc3', b"", b"1", b"\x00\x00"])
+def test_a_last_line_that_a_kill_cut_off_is_left_out(tmp_path, tail):
+    path = log_file(tmp_path, {"step": 0}, {"step": 1}, tail=tail)
+    assert results.read_lines(path) == [{"step": 0}, {"step": 1}]
+
+
+def test_a_last_line_that_lacks_only_its_end_counts(tmp_path):
+    assert results.read_lines(log_file(tmp_path, {"step": 0}, tail=b'{"step": 1}')) == [{"step": 0}, {"step": 1}]
+
+
+def test_a_caption_may_hold_what_other_files_end_a_line_with(tmp_path):
+    """str.splitlines ends a line at U+2028 and U+0085, which JSON leaves as they are."""
+    line = {"step": 0, "captions": [{"image_id": "a", "reference": "one\u2028two\x85", "caption": "\x0b"}]}
+    assert results.read_lines(log_file(tmp_path, line)) == [line]
+
+
+def test_a_damaged_line_inside_the_log_is_named(tmp_path):
+    path = log_file(tmp_path, {"step": 0}, tail=b'{"step": 1, "lo{"step": 2}\n{"step": 3}\n')
+    with pytest.raises(StageError, match=r"^Line 2 of log\.jsonl is damaged\. Take it out, or train anew"):
+        results.read_log(path)
+
+
+def sampled(step, **captions):
+    rows = [{"image_id": i, "reference": i.upper(), "caption": text} for i, text in captions.items()]
+    return {"step": step, "eval_loss": 1.0, "captions": rows}
+
+
+def test_the_sample_captions_are_read_by_evaluation(tmp_path):
+    path = log_file(tmp_path, sampled(0, a="x", b="y"), {"step": 5, "loss": 1.0}, sampled(10, a="z"))
+    table = results.read_samples(path)
+    assert table.columns.tolist() == ["step", "image_id", "reference", "caption"]
+    assert table.to_numpy().tolist() == [[0, "a", "A", "x"], [0, "b", "B", "y"], [10, "a", "A", "z"]]
+    assert results.read_samples(log_file(tmp_path, {"step": 0})).columns.tolist() == table.columns.tolist()
+
+
+def test_captions_over_time_stand_beside_their_reference():
+    lines = [sampled(step, b=f"b{step}", a=f"a{step}") for step in (0, 10, 20, 30, 40, 50, 60)]
+    table = results.caption_table(results.sample_table(lines), 4)
+    assert table.to_dict("list") == {
+        "reference": ["B", "A"], "step 0": ["b0", "a0"], "step 20": ["b20", "a20"],
+        "step 40": ["b40", "a40"], "step 60": ["b60", "a60"],
+    }  # fmt: skip
+    assert table.index.tolist() == ["b", "a"]
+    assert list(results.caption_table(results.sample_table(lines[:2]), 4)) == ["reference", "step 0", "step 10"]
+
+
+def test_a_caption_that_is_empty_or_missing_or_written_twice_is_told_apart():
+    lines = [sampled(0, a=" ", b="old"), sampled(0, b="new"), sampled(10, a="x")]
+    assert results.caption_table(results.sample_table(lines)).to_dict("list") == {
+        "reference": ["A", "B"], "step 0": ["(empty)", "new"], "step 10": ["x", "–"],
+    }  # fmt: skip
+    assert results.caption_table(results.sample_table([])).to_dict("list") == {"reference": []}
 
 
 def test_the_parts_of_all_ranks_are_joined_by_id(tmp_path):
@@ -169,8 +235,23 @@ def test_the_key_figures_of_training_come_from_its_record():
 
 SCORES = pd.DataFrame({"bleu_1": [0.1, 0.2, 0.3], "cider": [0.0, 0.0, 1.5], "side_accuracy": [1, 0, 1]},
                       index=["most common caption", "base", "tuned"])  # fmt: skip
-LOG = pd.DataFrame({"step": [0, 10, 20], "loss": [np.nan, 3.0, 2.0], "eval_loss": [4.0, np.nan, 2.5],
-                    "learning_rate": [np.nan, 1e-3, 0.0]})  # fmt: skip
+LOG = results.log_table([
+    {"step": 0, "session": 1, "eval_loss": 4.0},
+    {"step": 10, "session": 1, "loss": 3.0, "learning_rate": 1e-3},
+    {"step": 20, "session": 1, "loss": 2.0, "learning_rate": 0.0},
+    {"step": 20, "session": 1, "eval_loss": 2.5},
+])  # fmt: skip
+FULL = results.log_table([
+    {"step": 0, "session": 1, "eval_loss": 4.0, "eval_cider": 0.0, "eval_rouge_l": 0.1},
+    {"step": 10, "session": 1, "loss": 3.0, "learning_rate": 1e-3, "images_per_s": 8.0, "memory_gib": [3.0],
+     "gpu_util": [90]},
+    {"step": 20, "session": 2, "loss": 0.5, "learning_rate": 5e-4, "images_per_s": 16.0, "memory_gib": [3.0, 4.0],
+     "gpu_util": [95, 85]},
+    {"step": 20, "session": 2, "eval_loss": 0.6, "eval_cider": 1.5, "eval_rouge_l": 0.4},
+    {"step": 30, "session": 3, "loss": 0.4, "learning_rate": 0.0, "images_per_s": 16.0, "memory_gib": [3.0, 4.0],
+     "gpu_util": [95, 85]},
+    {"step": 30, "session": 3, "eval_loss": 0.7, "eval_cider": 1.75, "eval_rouge_l": 0.5},
+])  # fmt: skip
 
 
 def answers(words):
@@ -233,8 +314,13 @@ DRAWINGS = {
     "brightness of none": lambda: plots.brightness(bright(["CT"]).head(0)),
     "lengths": lambda: plots.token_lengths(pd.Series([5, 9, 12, 80]), 60),
     "lengths of one": lambda: plots.token_lengths(pd.Series([1]), 1),
-    "curves": lambda: plots.training_curves(LOG, 20),
-    "curves of one line": lambda: plots.training_curves(LOG.head(1), 0),
+    "curves": lambda: training_plots.training_curves(LOG),
+    "curves of one line": lambda: training_plots.training_curves(LOG.head(1)),
+    "curves of one training line": lambda: training_plots.training_curves(LOG[1:2]),
+    "curves of all figures": lambda: training_plots.training_curves(FULL),
+    "curves of scores that are nothing": lambda: training_plots.training_curves(FULL.head(1)),
+    "captions over time": lambda: training_plots.captions_over_time([grey(9)] * 6, over_time(AWKWARD)),
+    "captions of one evaluation": lambda: training_plots.captions_over_time([grey(9)], over_time(["$x$"], steps=1)),
     "bars": lambda: plots.score_bars(SCORES, list(SCORES)),
     "bars of two metrics": lambda: plots.score_bars(SCORES, ["cider", "bleu_1"]),
     "confusion": lambda: plots.confusion(pd.DataFrame([[3, 1], [0, 2]], ["CT", "MR"], ["CT", "MR"])),
@@ -243,6 +329,11 @@ DRAWINGS = {
     "gallery": lambda: plots.caption_gallery([grey(9)] * 6, answers(AWKWARD)),
     "gallery of one": lambda: plots.caption_gallery([grey(9)], answers([""])),
 }  # fmt: skip
+
+
+def over_time(words, steps=5):
+    rows = [(10 * step, f"image {n}", word, word) for step in range(steps) for n, word in enumerate(words)]
+    return pd.DataFrame(rows, columns=["step", "image_id", "reference", "caption"])
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -366,3 +457,94 @@ def test_a_dark_grey_picture_is_drawn_as_dark_as_it_is():
 def test_no_pictures_are_an_empty_grid():
     assert not [axis for axis in plots.image_grid([], []).axes if axis.images]
     assert not [axis for axis in plots.before_after([], [], []).axes if axis.images]
+
+
+def titles(figure):
+    return [axis.get_title("left") for axis in figure.axes if axis.get_title("left")]
+
+
+def panel(figure, title):
+    return next(axis for axis in figure.axes if axis.get_title("left") == title)
+
+
+def lines_of(axis):
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+
+
+def test_the_curves_have_no_panel_for_what_the_log_does_not_hold():
+    assert titles(training_plots.training_curves(LOG)) == ["Loss", "Learning rate (1e-4)"]
+    assert titles(training_plots.training_curves(LOG.head(1))) == ["Loss"]
+    assert titles(training_plots.training_curves(FULL)) == [
+        "Loss", "Captions of some validation images", "Learning rate (1e-4)", "Images a second",
+        "Peak memory (GiB)", "GPUs busy (%)",
+    ]  # fmt: skip
+    on_cpu = training_plots.training_curves(FULL.assign(gpu_util=np.nan))
+    assert titles(on_cpu)[-1] == "Memory of rank 0 (GiB)"
+
+
+def test_a_run_of_three_sessions_is_one_curve_with_a_mark_where_each_went_on():
+    lines = panel(training_plots.training_curves(FULL), "Loss").lines
+    assert [line.get_label() for line in lines][:4] == ["training", "validation", "best 0.6, step 20", "continued"]
+    assert lines[0].get_xydata().tolist() == [[10, 3.0], [20, 0.5], [30, 0.4]]
+    assert [line.get_xdata()[0] for line in lines if line.get_linestyle() == ":"] == [10, 20]
+    legend = panel(training_plots.training_curves(FULL), "Loss").get_legend()
+    assert [text.get_text() for text in legend.get_texts()].count("continued") == 1
+
+
+def test_the_scores_have_their_own_best_step():
+    axis = panel(training_plots.training_curves(FULL), "Captions of some validation images")
+    assert "best CIDEr 1.75, step 30" in lines_of(axis)
+    assert lines_of(axis)["CIDEr (left)"] == [[0, 0.0], [20, 1.5], [30, 1.75]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "CIDEr (left)", "best CIDEr 1.75, step 30", "ROUGE-L (right)",
+    ]  # fmt: skip
+
+
+def test_each_gpu_has_its_line_from_the_session_on_in_which_it_was_there():
+    axis = panel(training_plots.training_curves(FULL), "Peak memory (GiB)")
+    assert lines_of(axis)["GPU 0"] == [[10, 3.0], [20, 3.0], [30, 3.0]]
+    assert lines_of(axis)["GPU 1"][1:] == [[20, 4.0], [30, 4.0]]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "log"), (2.6, "linear")])
+def test_a_loss_that_falls_little_has_an_even_axis(last, scale):
+    """Between 2.6 and 3.9 a logarithmic axis with ticks at 1, 2 and 5 has none."""
+    log = results.log_table([{"step": 0, "eval_loss": 3.9}, {"step": 10, "eval_loss": last}])
+    axis = panel(training_plots.training_curves(log), "Loss")
+    low, high = axis.get_ylim()
+    assert axis.get_yscale() == scale
+    assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 2
+
+
+def test_no_two_words_of_the_curves_lie_on_each_other():
+    """With one grid for both rows matplotlib gave up and drew legends and titles over each other."""
+    figure = training_plots.training_curves(FULL)
+    figure.canvas.draw()
+    boxes = [axis.get_legend().get_window_extent() for axis in figure.axes if axis.get_legend()]
+    boxes += [axis._left_title.get_window_extent() for axis in figure.axes if axis.get_title("left")]
+    boxes += [axis.xaxis.label.get_window_extent() for axis in figure.axes if axis.get_xlabel()]
+    assert len(boxes) == 16
+    assert [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a.overlaps(b)] == []
+
+
+def test_captions_over_time_are_drawn_beside_their_image_in_the_order_of_their_steps():
+    figure = training_plots.captions_over_time([grey(10), grey(20)], over_time(["one", "two"], steps=7))
+    heads = [axis.get_title("left") for axis in figure.axes[:6]]
+    assert heads == ["", "reference", "step 0", "step 20", "step 40", "step 60"]
+    assert words_of(figure) == ["one"] * 5 + ["two"] * 5
+    assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in figure.axes if axis.images] == [10, 20]
+
+
+def test_images_and_captions_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        training_plots.captions_over_time([grey(10)], over_time(["one", "two"]))
+
+
+def test_a_caption_stays_in_its_cell_and_is_cut_at_seven_lines():
+    figure = training_plots.captions_over_time([grey(10)] * 2, over_time(["word " * 100, "WIDE CAPTION " * 9]))
+    figure.canvas.draw()
+    cells = [axis for axis in figure.axes if axis.texts]
+    assert {axis.texts[0].get_text().count("\n") for axis in cells[:5]} == {6}
+    assert cells[0].texts[0].get_text().endswith(" …")
+    for axis in cells:
+        assert axis.texts[0].get_window_extent().y0 >= axis.get_window_extent().y0 - 1

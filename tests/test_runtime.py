@@ -215,3 +215,32 @@ def test_a_rank_ends_when_its_launcher_is_gone():
     launcher.kill()  # not waited for: a process that ended and stays in the table is gone as well
     assert rank.wait(timeout=20) == 70
     launcher.wait()
+
+
+def test_a_launcher_tells_after_each_piece_and_in_silence(monkeypatch, capsys):
+    """The view of a training is drawn again while its ranks say nothing for minutes."""
+    monkeypatch.setattr(runtime, "SILENCE", 0.05)
+    told = []
+    runtime.launch("timeit", "-n1", "-r1", "import time; time.sleep(1)", procs=1, after=lambda: told.append(1))
+    assert len(told) > 5
+    assert "1 loop" in capsys.readouterr().out
+
+
+def test_bytes_of_a_letter_that_come_apart_are_put_together(tmp_path):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as stream:
+        os.write(writer, b"caf\xc3")
+        pieces = runtime.pieces(stream)
+        first = next(pieces)
+        os.write(writer, b"\xa9\rnext")
+        os.close(writer)
+        assert first + "".join(pieces) == "café\rnext"
+
+
+def test_the_load_of_each_gpu_is_read_from_the_driver(cards, monkeypatch):
+    cards(T4, T4)
+    answer = subprocess.CompletedProcess([], 0, stdout="13312, 97\n512, 3\n")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
+    assert runtime.gpu_load() == [(13.0, 97.0), (0.5, 3.0)]
+    cards()
+    assert runtime.gpu_load() == []

@@ -227,6 +227,28 @@ def test_the_first_stage_that_is_not_there_is_run_with_its_own_parameters(all_do
     ]
 
 
+def test_a_stage_that_its_time_budget_stopped_goes_on_and_ends_the_series_until_it_is_finished(
+    all_done, work, monkeypatch, capsys
+):
+    trained, ran, states = all_done["03_train_lora"], [], [stages.STOPPED, stages.STOPPED, stages.FINISHED]
+
+    def execute(name, parameters, target):
+        ran.append(name)
+        manifest = stages.read_json(trained.path / "manifest.json")
+        stages.write_json(trained.path / "manifest.json", manifest | {"state": states.pop(0)})
+        return target
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    command = ["--work", str(work), "--source", "sample"]
+    execute("first session", {}, None)
+    assert series.main(command) == 2
+    assert "Stage 03_train_lora was stopped by its time budget. The same command goes on." in (
+        capsys.readouterr().err
+    )
+    assert series.main(command) == 0
+    assert ran == ["first session", "03_train_lora", "03_train_lora"]
+
+
 def test_changed_parameters_stop_before_the_old_stage_is_touched(all_done, work, capsys):
     assert series.main(["--work", str(work), "--source", "sample", "--set", "RANK=4"]) == 2
     assert "RANK was 16 and is now 4." in capsys.readouterr().err

@@ -46,5 +46,6 @@ def prepared_folder(tmp_path_factory, tiny_folder):
     captions = pd.DataFrame(rows)
     captions.assign(n_tokens=captions["input_ids"].map(len)).to_parquet(folder / "captions.parquet")
     write_json(folder / "preprocess.json", {"model_id": tiny_folder, "token_limit": 12, "size": 224,
+                                            "resample": "bicubic (Pillow)", "model_revision": None,
                                             "mean": [0.5] * 3, "std": [0.5] * 3})  # fmt: skip
     return folder

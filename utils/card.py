@@ -21,9 +21,10 @@ not in the picture, in fluent sentences. Nobody may be diagnosed or treated by i
 |---|---|
 | base model | {base}, {quantisation} |
 | data | {source}, image modes {modes}: {train} training, {valid} validation pairs |
-| trained | preset `{preset}`, rank {rank}, alpha {alpha}; {trainable:,} parameters |
-| run | {processes} processes, {dtype}, global batch {batch}, {steps} steps; best at step {best_step} |
-| validation loss | {loss:.4f} nats per token |
+| trained | preset `{preset}`, {variant}, rank {rank}, alpha {alpha}; {trainable:,} parameters |
+| run | {processes} processes, {dtype}, global batch {batch}; {ended} at step {steps} of {planned} |
+| kept | step {best_step}, chosen by {selected} |
+| validation loss | {loss} |
 
 Licence: ROCOv2's images and captions carry their own licences, many of them non-commercial. Treat the
 adapter as non-commercial. Made with {repository}.
@@ -45,7 +46,7 @@ def write_card(path: Path, filtered: dict, prepared: StageFolder, run: dict) -> 
         run: what ``run.json`` of stage 03 holds.
     """
     counts = prepared.manifest["counts"]
-    source = filtered["source"]
+    source, loss = filtered["source"], run["best_validation_loss"]
     modes = filtered["image_modes"]
     text = CARD.format(
         base=public_name(read_json(prepared.path / "preprocess.json")["model_id"]),
@@ -55,6 +56,7 @@ def write_card(path: Path, filtered: dict, prepared: StageFolder, run: dict) -> 
         train=counts["train"],
         valid=counts["valid"],
         preset=run["preset"],
+        variant=run["variant"],
         rank=run["lora"]["rank"],
         alpha=run["lora"]["alpha"],
         trainable=run["trainable_parameters"],
@@ -62,8 +64,11 @@ def write_card(path: Path, filtered: dict, prepared: StageFolder, run: dict) -> 
         dtype=run["dtype"],
         batch=run["global_batch"],
         steps=run["steps"],
+        planned=run["planned_steps"],
+        ended=run["ended"],
         best_step=run["best_step"],
-        loss=run["best_validation_loss"],
+        selected=run["selected"],
+        loss="not measured" if loss is None else f"{loss:.4f} nats per token",
         repository=REPOSITORY,
     )
     path.write_text(text, encoding="utf-8")

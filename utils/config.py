@@ -10,19 +10,18 @@ from dataclasses import asdict, dataclass, fields
 from utils import runtime
 
 PRESETS = ("decoder", "connector", "vision")
+VARIANTS = ("lora", "rslora", "dora", "lora+")
+MEASURES = ("eval_loss", "eval_cider")  # by which the best checkpoint is chosen
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr")
 # What suits a machine where a parameter says None. The rows for GPUs are chosen by arithmetic from
-# the sizes of the model and the cards; none of them has been measured on a T4.
+# the sizes of the model and the cards; none of them has been measured on a T4. The micro-batch is not
+# among them: utils/plan.py derives it from the card's memory.
 PROFILES = {
-    "cpu": {"global_batch": 32, "micro_batch": 16, "epochs": 10, "learning_rate": 2e-3,
-            "beams": 1, "batch_size": 32},
-    "t4": {"global_batch": 32, "micro_batch": 2, "epochs": 2, "learning_rate": 2e-4,
-           "beams": 5, "batch_size": 8},
-    "t4x2": {"global_batch": 32, "micro_batch": 2, "epochs": 2, "learning_rate": 2e-4,
-             "beams": 5, "batch_size": 8},
-    "gpu": {"global_batch": 32, "micro_batch": 16, "epochs": 2, "learning_rate": 2e-4,
-            "beams": 5, "batch_size": 12},
-}  # fmt: skip
+    "cpu": {"global_batch": 32, "epochs": 10, "learning_rate": 2e-3, "beams": 1, "batch_size": 32},
+    "t4": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 8},
+    "t4x2": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 8},
+    "gpu": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 12},
+}
 
 
 class ConfigError(ValueError):
@@ -126,9 +125,14 @@ class PreprocessConfig(Config):
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """Notebook 03. None takes the value of the machine's profile."""
+    """Notebook 03. None takes the value of the machine's profile; of ``micro_batch``, the plan's.
+
+    ``generated``: validation images that are captioned at each evaluation. ``select``: which of
+    ``MEASURES`` chooses the adapter and counts against the ``patience``.
+    """
 
     preset: str
+    variant: str
     rank: int
     alpha: int
     dropout: float
@@ -137,34 +141,48 @@ class TrainConfig(Config):
     global_batch: int | None
     micro_batch: int | None
     evaluations: int
+    generated: int
+    select: str
     patience: int
     seed: int
 
     def __post_init__(self):
         self.fill_from_profile()
-        demand(self.preset in PRESETS, f"PRESET is {self.preset!r}: choose one of {PRESETS}.")
-        demand_whole(self, "rank", "alpha", "global_batch", "micro_batch", "evaluations", "patience")
+        for name, known in (("preset", PRESETS), ("variant", VARIANTS), ("select", MEASURES)):
+            value = getattr(self, name)
+            demand(value in known, f"{name.upper()} is {value!r}: choose one of {known}.")
+        demand_whole(self, "rank", "alpha", "global_batch", "evaluations", "patience")
+        if self.micro_batch is not None:
+            demand_whole(self, "micro_batch")
         for name in ("learning_rate", "epochs"):
             value = getattr(self, name)
             demand(is_number(value, 1e-12), f"{name.upper()} is {value!r}: give a number above 0.")
-        dropout, seed = self.dropout, self.seed
+        dropout = self.dropout
         demand(is_number(dropout, 0, 0.999), f"DROPOUT is {dropout!r}: give a number in [0, 1).")
-        good = isinstance(seed, int) and is_number(seed, 0)
-        demand(good, f"SEED is {seed!r}: give a whole number, 0 or more.")
+        for name in ("seed", "generated"):
+            value = getattr(self, name)
+            good = isinstance(value, int) and is_number(value, 0)
+            demand(good, f"{name.upper()} is {value!r}: give a whole number, 0 or more.")
+        good = self.generated > 1 or self.select == "eval_loss"
+        demand(good, f"SELECT is {self.select!r} and GENERATED {self.generated}: CIDEr needs captions.")
 
-    def accumulation(self, procs: int) -> int:
+    def accumulation(self, procs: int, micro_batch: int) -> int:
         """Return the micro-batches that each of ``procs`` ranks adds up before a step.
 
         Raises:
             ConfigError: ``global_batch`` does not divide evenly.
         """
-        per_pass = self.micro_batch * procs
+        per_pass = micro_batch * procs
         demand(
             self.global_batch % per_pass == 0,
             f"GLOBAL_BATCH {self.global_batch} is no multiple of MICRO_BATCH x PROCS = "
-            f"{self.micro_batch} x {procs}: change one of the three.",
+            f"{micro_batch} x {procs}: change one of the three.",
         )
         return self.global_batch // per_pass
+
+    def steps(self, pairs: int) -> int:
+        """Return the steps of ``epochs`` passes over ``pairs`` training pairs; the last is filled up."""
+        return math.ceil(self.epochs * pairs / self.global_batch)
 
 
 @dataclass(frozen=True)

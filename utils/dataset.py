@@ -1,6 +1,7 @@
 """The prepared stage -> items and padded batches for BLIP-2."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -25,23 +26,36 @@ class PreparedSplit(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: Path, split: str):
-        shards = [pq.read_table(p, memory_map=True) for p in sorted(folder.glob(f"images-{split}-*.parquet"))]
-        images = pa.concat_tables(shards)
-        ids = images.column("image_id").to_pylist()
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        self._bytes, self._rows = pc.struct_field(images.column("image"), "bytes"), order
+        self.name = split
+        self._shards = sorted(folder.glob(f"images-{split}-*.parquet"))
+        ids = self._column("image_id").to_pylist()
+        self._rows = sorted(range(len(ids)), key=ids.__getitem__)
         captions = pd.read_parquet(folder / "captions.parquet").set_index("image_id")
-        self.table = captions.loc[[ids[i] for i in order]].reset_index()
+        self.table = captions.loc[[ids[i] for i in self._rows]].reset_index()
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """Read one column of all shards."""
+        return pa.concat_tables(pq.read_table(p, columns=[name]) for p in self._shards).column(name)
+
+    @cached_property
+    def _bytes(self) -> pa.ChunkedArray:
+        """The PNG of every row; read when first asked for, since cached features need none of them."""
+        return pc.struct_field(self._column("image"), "bytes")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each caption, its newline counted."""
+        return self.table["input_ids"].map(len).tolist()
+
     def image(self, index: int) -> Image.Image:
-        """Return the prepared image (RGB, 224x224)."""
+        """Return the prepared image, in RGB."""
         return self._stored(index).convert("RGB")
 
     def pixels(self, index: int) -> torch.Tensor:
-        """Return the prepared image as uint8 of shape (3, 224, 224)."""
+        """Return the prepared image as uint8 of shape (3, size, size)."""
         return image_to_pixels(self._stored(index))
 
     def _stored(self, index: int) -> Image.Image:
@@ -89,21 +103,25 @@ class Layout:
         row = [self.image_id] * self.queries + [self.bos_id]
         return torch.tensor([row] * batch)
 
+    def width(self, tokens: int) -> int:
+        """Return the columns of a batch whose longest caption has ``tokens`` tokens."""
+        return -(-(self.queries + 1 + tokens) // PAD_MULTIPLE) * PAD_MULTIPLE
+
 
 class Collator:
     """Items -> a batch padded on the right to a multiple of 8.
 
-    Labels stand on the caption and its newline alone; image tokens, BOS and padding carry -100.
+    Labels stand on the caption and its newline alone; image tokens, BOS and padding carry -100. What else
+    an item holds, pixels (3, H, W) or features (queries, width), is stacked.
     """
 
     def __init__(self, layout: Layout):
         self.layout = layout
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        """Return pixels (B, 3, H, W) uint8, input_ids, attention_mask and labels (B, T) int64."""
+        """Return input_ids, attention_mask and labels (B, T) int64, and what else the items hold."""
         head = self.layout.prompt(1)[0]
-        longest = len(head) + max(len(item["input_ids"]) for item in items)
-        width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        width = self.layout.width(max(len(item["input_ids"]) for item in items))
         ids = torch.full((len(items), width), self.layout.pad_id)
         labels = torch.full((len(items), width), IGNORE)
         for row, item in enumerate(items):
@@ -111,12 +129,9 @@ class Collator:
             ids[row, : len(head)] = head
             ids[row, len(head) : end] = item["input_ids"]
             labels[row, len(head) : end] = item["input_ids"]
-        return {
-            "pixels": torch.stack([item["pixels"] for item in items]),
-            "input_ids": ids,
-            "attention_mask": (ids != self.layout.pad_id).long(),
-            "labels": labels,
-        }
+        seen = {name: torch.stack([i[name] for i in items]) for name in items[0] if name != "input_ids"}
+        attended = (ids != self.layout.pad_id).long()
+        return {**seen, "input_ids": ids, "attention_mask": attended, "labels": labels}
 
 
 def normalise(pixels: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

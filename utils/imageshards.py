@@ -1,4 +1,4 @@
-"""Images of kept pairs -> one lossless 224x224 shard that ``datasets`` loads as it is.
+"""Images of kept pairs -> one lossless shard that ``datasets`` loads as it is.
 
 Worker processes import this file: it stays light, and so the schema stands here without ``datasets``.
 """
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from utils.blobs import iter_blobs
 from utils.images import (
+    SIZE,
     Blob,
     FileError,
     ImageError,
@@ -39,8 +40,8 @@ def schema() -> pa.Schema:
     return pa.schema({"image_id": pa.string(), "split": pa.string(), "image": image}, metadata)
 
 
-def write_shard(part: Part) -> None:
-    """Prepare the images of one part and write its shard.
+def write_shard(part: Part, size: int = SIZE) -> None:
+    """Prepare the images of one part, ``size`` pixels square, and write its shard.
 
     An image that cannot be decoded is left out and listed in the shard's metadata with its reason: a
     black picture in its place would teach the model a lie.
@@ -53,7 +54,7 @@ def write_shard(part: Part) -> None:
     hashes = part.hashes or (None,) * len(part.image_ids)
     for image_id, blob, seen in zip(part.image_ids, blobs, hashes, strict=True):
         try:
-            png = prepared(blob, seen)
+            png = prepared(blob, seen, size)
         except FileError as error:  # a fault of the disk, not of the image
             raise changed(image_id, str(error)) from error
         except ImageError as error:
@@ -70,12 +71,13 @@ def write_shard(part: Part) -> None:
     save(part, table, compression="none", row_group_size=100)
 
 
-def prepared(blob: Blob, seen: str | None) -> bytes:
+def prepared(blob: Blob, seen: str | None, size: int) -> bytes:
     """Return an image as lossless PNG bytes of the model's size.
 
     Args:
         blob: the image.
         seen: the hash of its pixels in stage 01; None where nobody has looked.
+        size: pixels of a side.
 
     Raises:
         FileError: its pixels are not those that stage 01 saw.
@@ -85,7 +87,7 @@ def prepared(blob: Blob, seen: str | None) -> bytes:
         plane = one_channel(decode(image))
     if seen is not None and pixel_hash(plane) != seen:
         raise FileError("It is another picture now.")  # which might be one of the test split
-    return to_png(squash(plane))
+    return to_png(squash(plane, size))
 
 
 def changed(image_id: str, why: str) -> StageError:

@@ -3,10 +3,12 @@
 import os
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -16,8 +18,9 @@ from transformers import (
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.logging import disable_progress_bar
 
+from utils import base
+from utils.base import model_path
 from utils.dataset import Layout
-from utils.runtime import SAMPLE_MODEL
 
 # Only OPT's linears are quantised. The list replaces transformers' own, so lm_head must stand in it;
 # a quantised ViT is documented to break captions.
@@ -38,21 +41,14 @@ class ModelError(RuntimeError):
     """The checkpoint is no BLIP-2 OPT, or training it would not train what was announced."""
 
 
-def model_path(model_id: str) -> str:
-    """Return where ``from_pretrained`` finds a model; "sample" is the one this package ships."""
-    if model_id != SAMPLE_MODEL:
-        return model_id
-    return str(Path(__file__).parent / "sample" / "weights")
-
-
-def load_config(model_id: str) -> Blip2Config:
-    """Load the model's configuration.
+def load_config(model_id: str, revision: str | None = None) -> Blip2Config:
+    """Load the model's configuration, of a hub model at the commit ``revision``.
 
     Raises:
         ModelError: nothing there, or it is no BLIP-2 with an OPT language model.
     """
     try:
-        config = Blip2Config.from_pretrained(model_path(model_id))
+        config = Blip2Config.from_pretrained(model_path(model_id), revision=revision or "main")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{model_id} gives no BLIP-2 configuration ({str(error).splitlines()[0]}). Set MODEL_ID "
@@ -63,12 +59,34 @@ def load_config(model_id: str) -> Blip2Config:
             f"{model_id} has a {config.text_config.model_type} language model; this series trains "
             f"BLIP-2 with OPT. Set MODEL_ID to a blip2-opt checkpoint."
         )
+    check_shapes(config, model_id)
     return config
 
 
-def load_tokenizer(model_id: str):
-    """Load the model's own tokenizer."""
-    return AutoTokenizer.from_pretrained(model_path(model_id))
+def check_shapes(config: Blip2Config, model_id: str) -> None:
+    """Refuse a model whose parts do not fit each other or the NF4 blocks of 64 weights.
+
+    Raises:
+        ModelError: says which sizes.
+    """
+    vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
+    sizes = {
+        f"a Q-Former that reads {qformer.encoder_hidden_size} of the ViT's {vision.hidden_size} channels":
+            qformer.encoder_hidden_size == vision.hidden_size,
+        f"an OPT of width {text.hidden_size}, which NF4's blocks of 64 do not divide":
+            text.hidden_size % 64 == 0,
+    }  # fmt: skip
+    wrong = [what for what, fits in sizes.items() if not fits]
+    if wrong:
+        raise ModelError(
+            f"{model_id} has {'; '.join(wrong)}. Set MODEL_ID to a BLIP-2 OPT checkpoint such as "
+            f"Salesforce/blip2-opt-2.7b."
+        )
+
+
+def load_tokenizer(model_id: str, revision: str | None = None):
+    """Load the model's own tokenizer, of a hub model at the commit ``revision``."""
+    return AutoTokenizer.from_pretrained(model_path(model_id), revision=revision or "main")
 
 
 def layout_of(config: Blip2Config, tokenizer) -> Layout:
@@ -99,26 +117,66 @@ def caption_room(config: Blip2Config) -> int:
     return config.text_config.max_position_embeddings - config.num_query_tokens - 1
 
 
-def image_statistics(model_id: str) -> dict:
-    """Return size (pixels), mean and std (per channel) of the model's image processor."""
-    values, _ = ImageProcessingMixin.get_image_processor_dict(model_path(model_id))
+def image_statistics(model_id: str, revision: str | None = None) -> dict:
+    """Return size (pixels), mean and std (per channel) of the model's image processor, and its commit.
+
+    Raises:
+        ModelError: its images have another size than the ViT reads.
+    """
+    path = model_path(model_id)
+    values, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision or "main")
+    side = load_config(model_id, revision).vision_config.image_size
+    if (values["size"]["height"], values["size"]["width"]) != (side, side):
+        raise ModelError(
+            f"The image processor of {model_id} makes {values['size']} of an image, and its ViT reads "
+            f"{side} x {side} pixels. Set MODEL_ID to a checkpoint with its own processor."
+        )
     return {
+        "model_revision": revision,
         "size": values["size"]["height"],
         "mean": values["image_mean"],
         "std": values["image_std"],
     }
 
 
-def load_base(model_id: str, dtype: str, device: int | str = "cpu") -> Blip2ForConditionalGeneration:
+def load_base(
+    model_id: str, dtype: str, device: int | str = "cpu", revision: str | None = None,
+    place: Path | None = None,
+) -> Blip2ForConditionalGeneration:  # fmt: skip
     """Load BLIP-2 with OPT's linears in NF4 (double quantisation), everything frozen.
 
     Args:
         model_id: a BLIP-2 OPT folder or hub id, or "sample".
         dtype: "float16", "bfloat16" or "float32", see ``runtime.compute_dtype``.
         device: the rank's GPU, or "cpu".
+        revision: the commit of a hub model.
+        place: where 4-bit copies are kept; the first load makes one, later ones read it. None keeps none.
+
+    Raises:
+        ModelError: no BLIP-2 OPT is there.
+        StageError: the disk has no room for the copy.
     """
     quiet()
-    config = load_config(model_id)
+    if place is None:
+        return frozen(read_weights(model_path(model_id), dtype, device, revision))
+    name = base.copy_name(model_id, revision, dtype)
+    with base.alone(place):
+        folder = base.find_copy(name, place)
+        if folder is None:
+            if not Path(model_path(model_id)).is_dir():
+                base.require_download(model_id, revision)
+            model = read_weights(model_path(model_id), dtype, device, revision)
+            base.keep_copy(model, load_tokenizer(model_id, revision), place / name)
+    if folder is not None:
+        model = read_weights(str(folder), dtype, device)
+    return frozen(model)
+
+
+def read_weights(
+    path: str, dtype: str, device: int | str, revision: str | None = None
+) -> Blip2ForConditionalGeneration:
+    """Read BLIP-2 from a folder or the hub, quantising OPT's linears where they are not yet."""
+    config = load_config(path, revision)
     precision = getattr(torch, dtype)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -126,10 +184,15 @@ def load_base(model_id: str, dtype: str, device: int | str = "cpu") -> Blip2ForC
     )  # fmt: skip
     # A copy that was saved quantised carries its own settings; giving others would be ignored.
     quantised = getattr(config, "quantization_config", None) is not None
-    model = Blip2ForConditionalGeneration.from_pretrained(
-        model_path(model_id), dtype=precision, device_map={"": device}, use_safetensors=True,
+    # Only safetensors: the hub holds the same 31 GB a second time as .bin, which are pickles besides.
+    return Blip2ForConditionalGeneration.from_pretrained(
+        path, dtype=precision, device_map={"": device}, use_safetensors=True, revision=revision or "main",
         **({} if quantised else {"quantization_config": nf4}),
     )  # fmt: skip
+
+
+def frozen(model: Blip2ForConditionalGeneration) -> Blip2ForConditionalGeneration:
+    """Make a base model one that gives the same answer every time and trains nothing."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for module in four_bit_linears(model):
@@ -168,15 +231,26 @@ def silence_dropout(model: torch.nn.Module) -> None:
 
 
 def add_lora(
-    model: Blip2ForConditionalGeneration, preset: str, rank: int, alpha: int, dropout: float
-) -> PeftModel:
+    model: Blip2ForConditionalGeneration, preset: str, rank: int, alpha: int, dropout: float,
+    variant: str = "lora",
+) -> PeftModel:  # fmt: skip
     """Attach trainable LoRA layers and a trainable copy of the language projection.
+
+    Args:
+        model: a base model.
+        preset: "decoder", "connector" or "vision".
+        rank: of the two thin matrices.
+        alpha: alpha / rank scales what they add; alpha / sqrt(rank) for "rslora".
+        dropout: of what goes into them.
+        variant: "lora" (arXiv 2106.09685), "rslora" (2312.03732), "dora" (2402.09353) or "lora+"
+            (2402.12354), which differs from "lora" in its learning rates alone.
 
     Raises:
         ModelError: what would train is not what the preset announces.
     """
     lora = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type=None,  # a task would rewire generate
+        use_rslora=variant == "rslora", use_dora=variant == "dora",
         target_modules="|".join(f"({linears})" for linears in PRESET_LINEARS[preset]),
         modules_to_save=[PROJECTION],
     )  # fmt: skip
@@ -189,6 +263,18 @@ def add_lora(
     return adapted
 
 
+def checkpoint_layers(model: PeftModel, count: int) -> None:
+    """Recompute the first ``count`` of OPT's layers in the backward pass instead of keeping what they made.
+
+    Layer by layer, where Transformers has one switch for all of them: so much memory is freed as is needed,
+    and no more is computed twice.
+    """
+    layers = model.get_base_model().language_model.model.decoder.layers
+    for layer in layers[:count]:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
 def trainable_names(model: torch.nn.Module) -> list[str]:
     """Return the names of the parameters that require a gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -197,7 +283,7 @@ def trainable_names(model: torch.nn.Module) -> list[str]:
 def announced(name: str, preset: str) -> bool:
     """Tell whether a preset announces the parameter ``name`` of the adapted model as trainable."""
     linears = "|".join(f"({linear})" for linear in PRESET_LINEARS[preset])
-    lora = rf"base_model\.model\.({linears})\.lora_[AB]\.default\.weight"
+    lora = rf"base_model\.model\.({linears})\.lora_([AB]|magnitude_vector)\.default\.weight"
     projection = rf"base_model\.model\.{PROJECTION}\.modules_to_save\.default\.(weight|bias)"
     return re.fullmatch(f"({lora})|({projection})", name) is not None
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, KEPT = "#22313f", "#2a7f8e"
@@ -151,25 +151,6 @@ def brightness(table: pd.DataFrame) -> Figure:
     axes.set_title("Brightness by modality")
     if len(table):
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def training_curves(log: pd.DataFrame, best_step: int) -> Figure:
-    """Draw training and validation loss and the learning rate from the lines of ``log.jsonl``."""
-    figure, (losses, rates) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1))
-    train, valid = log.dropna(subset=["loss"]), log.dropna(subset=["eval_loss"])
-    losses.plot(train["step"], train["loss"], color=BASE, label="training")
-    losses.plot(valid["step"], valid["eval_loss"], "o-", color=TUNED, label="validation")
-    losses.axvline(best_step, color=COMMON, linewidth=1.5, label=f"best: step {best_step}")
-    losses.set(xlabel="step", ylabel="loss per token (nats)", title="Loss")
-    losses.set_yscale("log")  # the first steps fall so far that the rest would look flat
-    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    losses.yaxis.set_major_formatter("{x:g}")
-    losses.yaxis.set_minor_locator(NullLocator())
-    losses.legend(frameon=False)
-    rates.plot(train["step"], train["learning_rate"], color=INK)
-    rates.set(xlabel="step", title="Learning rate")
-    figure.tight_layout()
     return figure
 
 

@@ -1,6 +1,7 @@
-"""Kept pairs -> lossless 224x224 shards and token ids; what is finished is never made twice."""
+"""Kept pairs -> lossless image shards and token ids; what is finished is never made twice."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from utils.captions import clean, cut, token_limit, tokenise
 from utils.config import Config
 from utils.dataset import Layout, PreparedSplit
 from utils.filtering import KEPT, funnel, require_every_split
+from utils.images import SIZE
 from utils.imageshards import rejects_of, write_shard
 from utils.pairs import SPLITS
 from utils.parts import finished, parts_of, write_parts
@@ -20,7 +22,9 @@ DAMAGED = "image damaged"
 PNG_BYTES = 45_000  # of a 224x224 radiograph; measured on real ones: 36 kB, those of mode RGB 43 kB
 
 
-def prepare_images(records: pd.DataFrame, store: Store, folder: Path, procs: int) -> dict[str, str]:
+def prepare_images(
+    records: pd.DataFrame, store: Store, folder: Path, procs: int, size: int = SIZE
+) -> dict[str, str]:
     """Write the image shards that are not there yet.
 
     Args:
@@ -28,6 +32,7 @@ def prepare_images(records: pd.DataFrame, store: Store, folder: Path, procs: int
         store: where the images are.
         folder: the stage's folder; shards of an interrupted run are kept.
         procs: worker processes.
+        size: pixels of a side, as the model's image processor says.
 
     Returns:
         image id -> reason of every image that could not be prepared, of old and new shards.
@@ -37,8 +42,8 @@ def prepare_images(records: pd.DataFrame, store: Store, folder: Path, procs: int
     """
     parts = parts_of(records[records["keep"]], store.root, folder, "images")
     left = sum(len(part.image_ids) for part in parts if not finished(part))
-    require_disk(folder, left * PNG_BYTES, f"Preparing {left:,} images")
-    write_parts(parts, write_shard, procs, "preparing images", store.hub)
+    require_disk(folder, left * PNG_BYTES * size**2 // SIZE**2, f"Preparing {left:,} images")
+    write_parts(parts, partial(write_shard, size=size), procs, "preparing images", store.hub)
     return {image_id: why for part in parts for image_id, why in rejects_of(part.path).items()}
 
 

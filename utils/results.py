@@ -4,11 +4,18 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
-from utils.stages import StageFolder, read_json
+from utils.stages import StageError, StageFolder, read_json
+
+STUDY = Path(__file__).parent / "sample" / "study.json"
+STUDIED = {"validation_loss": "validation loss", "cider": "CIDEr", "rouge_l": "ROUGE-L",
+           "all_right_share": "all facts right"}  # fmt: skip
+LOG_COLUMNS = ["step", "seconds", "session", "epoch", "loss", "grad_norm", "learning_rate", "images_per_s",
+               "memory_gib", "gpu_util", "eval_loss", "eval_cider", "eval_rouge_l"]  # fmt: skip
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -56,12 +63,82 @@ def read_bytes(folder: Path, split: str, image_ids: list[str]) -> dict[str, byte
     return found
 
 
+def read_lines(path: Path) -> list[dict]:
+    """Read the lines of ``log.jsonl`` of stage 03 as they stand; an unfinished last one is left out.
+
+    Raises:
+        StageError: a finished line is no JSON object.
+    """
+    *finished, last = path.read_bytes().split(b"\n")  # of bytes: a caption may hold any other line end
+    lines = []
+    for number, line in enumerate(finished, 1):
+        lines.append(read_object(line))
+        if lines[-1] is None:
+            raise StageError(
+                f"Line {number} of {path.name} is damaged. Take it out, or train anew with FRESH = True."
+            )
+    # Without its line end the last one may be cut off by a kill, or still be in writing.
+    return [line for line in (*lines, read_object(last)) if line is not None]
+
+
+def read_object(line: bytes) -> dict | None:
+    """Return the JSON object that a line holds, None where it holds none."""
+    try:
+        value = json.loads(line)
+    except ValueError:  # also where the cut went through a letter
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def log_table(lines: list[dict]) -> pd.DataFrame:
+    """Turn the log's lines into rows: ``LOG_COLUMNS``, then others by name; the captions are left out."""
+    table = pd.DataFrame([{k: v for k, v in line.items() if k != "captions"} for line in lines])
+    return table.reindex(columns=[*LOG_COLUMNS, *table.columns.difference(LOG_COLUMNS)])
+
+
+def sample_table(lines: list[dict]) -> pd.DataFrame:
+    """Turn the captions of the log's evaluations into rows: step, image_id, reference, caption."""
+    rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("captions") or []]
+    return pd.DataFrame(rows, columns=["step", "image_id", "reference", "caption"])
+
+
 def read_log(path: Path) -> pd.DataFrame:
-    """Read ``log.jsonl`` of stage 03: one row a line, with the columns loss, eval_loss, learning_rate."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    columns = ["step", "seconds", "loss", "eval_loss", "learning_rate"]
-    table = pd.DataFrame(lines)
-    return table.reindex(columns=[*columns, *table.columns.difference(columns)])
+    """Read ``log.jsonl`` of stage 03: one row a line, NaN where a line has no such figure.
+
+    Columns: steps, ``seconds`` over all sessions, ``epoch`` in passes over the training pairs, losses in
+    nats per token, ``memory_gib`` and ``gpu_util`` (percent) as lists with one figure a GPU.
+
+    Raises:
+        StageError: a finished line is no JSON object.
+    """
+    return log_table(read_lines(path))
+
+
+def read_samples(path: Path) -> pd.DataFrame:
+    """Read the captions of the evaluations in ``log.jsonl``: columns step, image_id, reference, caption."""
+    return sample_table(read_lines(path))
+
+
+def caption_table(samples: pd.DataFrame, count: int = 4) -> pd.DataFrame:
+    """Put the captions of ``count`` evaluations beside the reference, from the first to the last.
+
+    Args:
+        samples: columns step, image_id, reference, caption.
+        count: evaluations to show, evenly spread.
+
+    Returns:
+        One row an image; columns "reference", "step 0", "step 62"... "–" where an evaluation did not
+        caption the image, "(empty)" where it wrote nothing.
+    """
+    references = samples.groupby("image_id", sort=False)["reference"].first()
+    steps = samples["step"].drop_duplicates().sort_values().tolist()
+    chosen = sorted({steps[round(at)] for at in np.linspace(0, len(steps) - 1, count)}) if steps else []
+    table = pd.DataFrame({"reference": references})
+    for step in chosen:
+        captions = samples[samples["step"] == step].drop_duplicates("image_id", keep="last")
+        captions = captions.set_index("image_id")["caption"]
+        table[f"step {step}"] = captions.where(captions.str.strip() != "", "(empty)").reindex(table.index)
+    return table.fillna("–")
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
@@ -71,14 +148,38 @@ def read_predictions(folder: Path) -> pd.DataFrame:
 
 
 def training_figures(run: dict) -> dict:
-    """Return the key figures of stage 03 from its ``run.json``."""
+    """Return the key figures of stage 03 from its ``run.json``.
+
+    The loss is None where a time budget ended the run before its first measurement.
+    """
+    loss = run["best_validation_loss"]
     return {
         "processes": run["processes"],
         "steps": run["steps"],
         "best_step": run["best_step"],
-        "validation_loss": round(run["best_validation_loss"], 3),
+        "validation_loss": None if loss is None else round(loss, 3),
         "trainable": run["trainable_parameters"],
     }
+
+
+def read_study(path: Path = STUDY) -> pd.DataFrame:
+    """Read what ``python -m utils.study`` measured: one row a run, with its row, seed and figures."""
+    return pd.DataFrame(read_json(path)["runs"])
+
+
+def study_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Summarise a study: a line a row, with mean ± standard deviation over the seeds.
+
+    Args:
+        runs: what :func:`read_study` returned.
+    """
+    rows = runs.groupby("row", sort=False)
+    table = pd.DataFrame({"trainable": rows["trainable"].first().map("{:,}".format), "seeds": rows.size()})
+    for column, title in STUDIED.items():
+        mean, spread = rows[column].mean(), rows[column].std(ddof=1)
+        written = [f"{m:.3f} ± {s:.3f}" if s == s else f"{m:.3f}" for m, s in zip(mean, spread, strict=True)]
+        table[title] = pd.Series(written, mean.index).where(mean.notna(), "–")
+    return table.rename_axis(None)
 
 
 def one_of_each(modalities: pd.Series, count: int) -> list[int]:

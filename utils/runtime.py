@@ -1,17 +1,20 @@
 """Where the code runs: Kaggle, Colab or a local machine; its GPUs, its dtype, its ranks."""
 
+import codecs
 import functools
-import io
 import os
 import platform
 import re
+import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from utils import __version__
 from utils.stages import REPO, VERSIONED, versions
@@ -22,6 +25,8 @@ KAGGLE_TEMP = Path("/kaggle/temp")
 HUB_DATASET = "eltorio/ROCOv2-radiology"
 HUB_MODEL = "Salesforce/blip2-opt-6.7b"
 SAMPLE_MODEL = "sample"
+TAIL = 50_000  # characters of the ranks' output that are searched for their error
+SILENCE = 3  # seconds
 LAUNCHER = "RADIGLOW_LAUNCHER"  # the environment variable that holds the launching process's id
 
 
@@ -71,6 +76,19 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     rows = [line.split(", ") for line in result.stdout.strip().splitlines()]
     return tuple(Gpu(name, float(cap), float(memory) / 1024) for name, cap, memory in rows)
+
+
+def gpu_load() -> list[tuple[float, float]]:
+    """Return memory in use (GiB) and utilisation (%) of each GPU right now; none where there are none."""
+    query = "--query-gpu=memory.used,utilization.gpu"
+    if not gpus():
+        return []
+    result = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    rows = [line.split(", ") for line in result.stdout.strip().splitlines()]
+    return [(round(float(memory) / 1024, 2), float(util)) for memory, util in rows]
 
 
 def hardware() -> str:
@@ -157,11 +175,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch(module: str, *arguments, procs: int) -> None:
+def launch(module: str, *arguments, procs: int, after: Callable[[], None] | None = None) -> None:
     """Run ``python -m module`` on ``procs`` ranks, pass its output on, raise if any rank fails.
 
     A subprocess, because a failing ``!torchrun`` line does not stop a notebook, and because its
     memory goes back to the machine at its end.
+
+    Args:
+        module: to run.
+        arguments: of the module.
+        procs: ranks.
+        after: called after each piece of output, and every few seconds without any.
 
     Raises:
         LaunchError: a rank failed; holds the rank's own last lines.
@@ -173,16 +197,32 @@ def launch(module: str, *arguments, procs: int) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1",
            "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
            LAUNCHER: str(os.getpid())}  # fmt: skip
-    tail: list[str] = []
+    tail = ""
     with subprocess.Popen(
         command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
-        # newline="" keeps the carriage returns by which a bar rewrites its line.
-        for line in io.TextIOWrapper(process.stdout, errors="replace", newline=""):
-            print(line, end="", flush=True)
-            tail = [*tail[-200:], line]
+        for text in pieces(process.stdout):
+            print(text, end="", flush=True)
+            tail = (tail + text)[-TAIL:]
+            if after is not None:
+                after()
     if process.returncode:
-        raise LaunchError(f"{module} failed on {procs} processes. {own_error(tail)}")
+        raise LaunchError(f"{module} failed on {procs} processes. {own_error(tail.splitlines())}")
+
+
+def pieces(stream: BinaryIO) -> Iterator[str]:
+    """Yield what a pipe brings as it comes, with its carriage returns; "" after each silence."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while True:
+        ready, _, _ = select.select([stream], [], [], SILENCE)
+        if not ready:
+            yield ""
+            continue
+        data = os.read(stream.fileno(), 1 << 16)
+        if not data:
+            yield decoder.decode(b"", final=True)
+            return
+        yield decoder.decode(data)
 
 
 def exit_with_launcher() -> None:

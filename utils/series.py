@@ -103,19 +103,23 @@ def plan(names: list[str], given: dict, work: Path) -> dict[str, dict]:
         )
     wanted = {n: configs.configure(n, notebooks.parameters_of(n) | given, source) for n in names}
     if "03_train_lora" in wanted:
-        wanted["03_train_lora"].accumulation(runtime.rank_count(given.get("PROCS")))
+        training = wanted["03_train_lora"]
+        training.accumulation(runtime.rank_count(given.get("PROCS")), training.micro_batch or 1)
     return {name: config.json() for name, config in wanted.items()}
 
 
 def is_done(name: str, wanted: dict, work: Path) -> bool:
     """Tell whether a stage is finished as wanted, from its input stages as they are now.
 
+    One that its time budget stopped is not.
+
     Raises:
         StageError: an input stage is missing, or what is there was made otherwise.
     """
     needs = {need: stages.open_stage(need, work).fingerprint for need in STAGES[name].needs}
     stages.check_same(work / name, {"config": wanted, "inputs": needs})
-    return stages.read_manifest(work / name, name) is not None
+    manifest = stages.read_manifest(work / name, name)
+    return manifest is not None and stages.StageFolder(work / name, manifest).finished
 
 
 def run_stage(name: str, given: dict, work: Path) -> Path:
@@ -187,6 +191,8 @@ def run_stages(names: list[str], given: dict, work: Path, options: argparse.Name
         executed = run_stage(name, given, work)
         seconds[name] = time.perf_counter() - started
         print(f"{place}: done in {seconds[name]:.0f} s", flush=True)
+        if not is_done(name, wanted[name], work):
+            raise StageError(f"Stage {name} was stopped by its time budget. The same command goes on.")
         if options.update_notebooks:
             notebooks.publish(name, executed)
     if options.update_notebooks:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from utils.files import read_json, sha256_file, write_json
+
 REPO = Path(__file__).resolve().parent.parent
 # The one place that holds the repository's address; badges and the set-up cell are checked against it.
 REPOSITORY = "https://github.com/RadiGlow/RadiGlow"
 MANIFEST = "manifest.json"
 LEAST_FREE = 200_000_000  # bytes below which no stage is started
 PENDING = "pending.json"  # what an unfinished folder is being made with
+FINISHED, STOPPED = "finished", "stopped by its time budget"  # the states of a sealed stage
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "pillow")
 
 
@@ -62,6 +65,11 @@ class StageFolder:
     manifest: dict
 
     @property
+    def finished(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.manifest.get("state", FINISHED) == FINISHED
+
+    @property
     def fingerprint(self) -> str:
         """Hash of what was made and from what; a rerun that changes nothing keeps it."""
         return fingerprint(self.manifest)
@@ -71,28 +79,6 @@ def fingerprint(manifest: dict) -> str:
     """Return the sha256 of the parts of ``manifest`` that do not depend on the clock."""
     parts = {key: manifest[key] for key in ("stage", "config", "inputs", "files")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file, read in blocks."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=1, ensure_ascii=False)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path):
-    """Read a JSON file written by :func:`write_json`."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def short(path: Path | str) -> str:
@@ -279,13 +265,16 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONED}
 
 
-def seal_stage(folder: Path, counts: dict, ignore: tuple[str, ...] = ()) -> StageFolder:
-    """Write the manifest of a stage, last of all, and return the finished stage.
+def seal_stage(
+    folder: Path, counts: dict, ignore: tuple[str, ...] = (), state: str = FINISHED
+) -> StageFolder:
+    """Write the manifest of a stage, last of all, and return the stage.
 
     Args:
         folder: what :func:`start_stage` returned.
         counts: the stage's key figures, shown at the end of the series.
         ignore: names of sub-folders that are not part of the result (checkpoints).
+        state: ``STOPPED`` for one that can be read as it is, and goes on when it is run again.
     """
     settings = read_json(folder / PENDING)
     skip = {MANIFEST, PENDING}
@@ -294,7 +283,7 @@ def seal_stage(folder: Path, counts: dict, ignore: tuple[str, ...] = ()) -> Stag
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name not in skip and p.relative_to(folder).parts[0] not in ignore
     }
-    manifest = {"stage": folder.name, **settings, "counts": counts, "git": git_state(),
+    manifest = {"stage": folder.name, "state": state, **settings, "counts": counts, "git": git_state(),
                 "versions": versions(), "files": files}  # fmt: skip
     write_json(folder / MANIFEST, manifest)
     (folder / PENDING).unlink(missing_ok=True)

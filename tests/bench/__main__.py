@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("data", "whole")
+BENCHES = ("data", "whole", "train", "faults", "gpu")
 
 
 def main() -> int:
