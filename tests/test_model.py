@@ -165,16 +165,10 @@ def test_a_blip2_without_opt_is_refused(tiny_folder, tmp_path):
         model.load_config(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [(lambda v: v["vision_config"].update(hidden_size=256), "a Q-Former that reads 128 of the ViT's 256 channels"),
-     (lambda v: v["text_config"].update(hidden_size=96), "an OPT of width 96, which NF4's blocks of 64 do not divide")],
-)  # fmt: skip
-def test_parts_that_do_not_fit_each_other_are_refused_before_a_weight_is_read(
-    tiny_folder, tmp_path, change, said
-):
-    with pytest.raises(model.ModelError, match=said):
-        model.load_config(altered(tiny_folder, tmp_path, change))
+def test_an_opt_that_nf4_cannot_cut_into_blocks_is_refused_before_a_weight_is_read(tiny_folder, tmp_path):
+    folder = altered(tiny_folder, tmp_path, lambda v: v["text_config"].update(hidden_size=96))
+    with pytest.raises(model.ModelError, match="an OPT of width 96, which NF4's blocks of 64 do not divide"):
+        model.load_config(folder)
 
 
 def test_a_processor_of_another_size_than_the_vit_is_refused(tiny_folder, tmp_path):

@@ -64,23 +64,16 @@ def load_config(model_id: str, revision: str | None = None) -> Blip2Config:
 
 
 def check_shapes(config: Blip2Config, model_id: str) -> None:
-    """Refuse a model whose parts do not fit each other or the NF4 blocks of 64 weights.
+    """Refuse a model whose rows the NF4 blocks of 64 weights do not divide.
 
     Raises:
-        ModelError: says which sizes.
+        ModelError: says how wide it is.
     """
-    vision, qformer, text = config.vision_config, config.qformer_config, config.text_config
-    sizes = {
-        f"a Q-Former that reads {qformer.encoder_hidden_size} of the ViT's {vision.hidden_size} channels":
-            qformer.encoder_hidden_size == vision.hidden_size,
-        f"an OPT of width {text.hidden_size}, which NF4's blocks of 64 do not divide":
-            text.hidden_size % 64 == 0,
-    }  # fmt: skip
-    wrong = [what for what, fits in sizes.items() if not fits]
-    if wrong:
+    width = config.text_config.hidden_size
+    if width % 64:
         raise ModelError(
-            f"{model_id} has {'; '.join(wrong)}. Set MODEL_ID to a BLIP-2 OPT checkpoint such as "
-            f"Salesforce/blip2-opt-2.7b."
+            f"{model_id} has an OPT of width {width}, which NF4's blocks of 64 do not divide. Set MODEL_ID to "
+            f"a BLIP-2 OPT checkpoint such as Salesforce/blip2-opt-2.7b."
         )
 
 

@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
             folder = work / "study" / f"{name.replace(',', '').replace(' ', '-').lower()}-{seed}"
             print(f"{name}, seed {seed}", flush=True)
             record = train(folder, data, changes | {"seed": seed}, procs)
-            measured = {"validation_loss": record["best_validation_loss"], "seconds": record["seconds"]}
+            measured = {"validation_loss": record["best_validation_loss"]}
             # A loss over other validation images could not be compared; captions are of the same ones.
             measured |= {"validation_loss": None} if "modes" in row else {}
             lines.append({"row": name, "seed": seed, "trainable": record["trainable_parameters"],

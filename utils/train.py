@@ -27,7 +27,7 @@ from utils.config import TrainConfig
 from utils.dataset import Collator, PreparedSplit
 from utils.features import FeatureSplit, FeatureStore, drop_visual, find_features, key_of
 from utils.results import read_lines
-from utils.runlog import Ends, RunLog
+from utils.runlog import Ends, RunLog, TrainError
 from utils.stages import read_json, sha256_file, write_json
 from utils.trainer import CaptionTrainer, best_step
 
@@ -200,17 +200,33 @@ def bests(trainer: CaptionTrainer) -> dict[str, dict]:
 
 
 def keep_adapter(trainer: CaptionTrainer, output: Path) -> int:
-    """Copy the selected checkpoint's adapter out of the checkpoints; return its step.
+    """Link the selected checkpoint's adapter out of the checkpoints; return its step.
 
     A run that its time budget ended before the first evaluation has only its newest checkpoint.
+
+    Raises:
+        TrainError: no checkpoint could be written, or the selected one has been damaged since.
     """
     folder = Path(trainer.args.output_dir)
+    there = [checkpoints.step_of(path) for path in checkpoints.found_in(folder)]
+    if not there:
+        raise TrainError("No checkpoint could be written: the disk is full. Free some space and train again.")
     best = bests(trainer).get(trainer.config.select)
-    step = best["step"] if best else max(map(checkpoints.step_of, folder.glob("checkpoint-*")))
+    step = best["step"] if best else max(there)
+    chosen = folder / f"checkpoint-{step}"
+    if damage := checkpoints.trouble(chosen):
+        raise TrainError(
+            f"{chosen.name}, the best, cannot be used: {damage}. Delete the folder 03_train_lora/checkpoints/"
+            f"{chosen.name} and run this again: the best of the others is kept instead."
+        )
     adapter = output / "adapter"
     adapter.mkdir(exist_ok=True)
-    shutil.copyfile(folder / f"checkpoint-{step}" / WEIGHTS, adapter / WEIGHTS)
-    settings = read_json(folder / f"checkpoint-{step}" / SETTINGS)
+    (adapter / WEIGHTS).unlink(missing_ok=True)
+    try:
+        os.link(chosen / WEIGHTS, adapter / WEIGHTS)  # takes no room: sealed files never change
+    except OSError:
+        shutil.copyfile(chosen / WEIGHTS, adapter / WEIGHTS)
+    settings = read_json(chosen / SETTINGS)
     # There it names the folder of the 4-bit copy, which means nothing on another machine.
     settings |= {"base_model_name_or_path": public_name(trainer.settings["model_id"]),
                  "revision": trainer.settings.get("model_revision")}  # fmt: skip
