@@ -91,6 +91,22 @@ def test_the_selected_checkpoint_is_the_adapter_that_is_kept(finished):
     assert sha256_file(best) == sha256_file(finished / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
+def test_a_best_checkpoint_that_was_damaged_is_not_handed_on(prepared_folder, tmp_path, monkeypatch):
+    """A bit that flips between saving and the end of a run once went into the adapter unseen."""
+
+    def damaged(trainer, real=train.bests):
+        found = real(trainer)
+        if trainer.state.global_step == 6 and found:
+            best = tmp_path / "out" / "checkpoints" / f"checkpoint-{found['eval_loss']['step']}"
+            (best / "adapter_model.safetensors").write_bytes(b"other")
+        return found
+
+    monkeypatch.setattr(train, "bests", damaged)
+    with pytest.raises(runlog.TrainError, match="cannot be used: adapter_model.safetensors has changed"):
+        train.main(job_in(tmp_path / "out", prepared_folder))
+
+
 def test_the_adapter_names_its_base_and_no_folder_of_this_machine(finished, tiny_folder):
     """peft writes down the path that the base was loaded from: the folder of the 4-bit copy."""
     text = (finished / "adapter" / "adapter_config.json").read_text()
@@ -157,6 +173,7 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(
     assert read_json(job.parent / "run.json")["sessions"] == 2
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_a_run_properly_and_the_chain_ends_as_the_unbroken_run(
     finished, prepared_folder, tmp_path, capsys
 ):
@@ -173,6 +190,7 @@ def test_a_time_budget_ends_a_run_properly_and_the_chain_ends_as_the_unbroken_ru
     assert without_time(folder) == without_time(finished)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_not_trained_on_from_these_checkpoints(
     prepared_folder, tmp_path, monkeypatch
 ):
@@ -185,12 +203,14 @@ def test_another_configuration_is_not_trained_on_from_these_checkpoints(
         train.main(job)
 
 
+@pytest.mark.slow
 def test_another_micro_batch_goes_on_from_these_checkpoints(finished, prepared_folder, tmp_path):
     train.main(job_in(tmp_path / "out", prepared_folder, {"deadline": time.time() - 1}))
     train.main(job_in(tmp_path / "out", prepared_folder, micro_batch=4))
     assert read_json(tmp_path / "out" / "run.json")["micro_batch"] == 4
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_worse(prepared_folder, tmp_path):
     job = job_in(tmp_path / "out", prepared_folder, learning_rate=1.0, epochs=10, evaluations=10, patience=1)
     train.main(job)
@@ -208,6 +228,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(prepared_folder, 
         train.main(job_in(tmp_path / "out", prepared_folder))
 
 
+@pytest.mark.slow
 def test_accumulation_by_1_2_and_4_gives_the_same_update(prepared_folder, tmp_path):
     """transformers up to 5.15 left BLIP-2's loss a sum over accumulation: gradients grew with it."""
     runs = []
@@ -223,6 +244,7 @@ def test_accumulation_by_1_2_and_4_gives_the_same_update(prepared_folder, tmp_pa
         assert differ(weights, runs[0][1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_change_the_memory_and_not_the_run(finished, prepared_folder, tmp_path, monkeypatch):
     real = train.plan_for
 
@@ -240,6 +262,7 @@ def test_checkpointed_layers_change_the_memory_and_not_the_run(finished, prepare
     assert differ(weights_of(tmp_path / "out"), weights_of(finished)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["rslora", "dora", "lora+"])
 def test_every_variant_trains_and_is_read_back(prepared_folder, tmp_path, tiny_folder, variant):
     from utils import model
@@ -264,6 +287,7 @@ def test_lora_plus_teaches_the_b_matrices_faster(prepared_folder, tmp_path):
     assert len(rates) == sum(p.requires_grad for p in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_decoder_preset_trains_on_features_without_the_visual_part(prepared_folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "drop_visual", lambda m, real=train.drop_visual: (seen.append(1), real(m)))
@@ -275,6 +299,7 @@ def test_the_decoder_preset_trains_on_features_without_the_visual_part(prepared_
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_decoder_preset_learns_the_same_from_features_as_from_pictures(
     prepared_folder, tmp_path, monkeypatch
 ):
@@ -288,6 +313,7 @@ def test_the_decoder_preset_learns_the_same_from_features_as_from_pictures(
         assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["connector", "decoder"])
 def test_a_run_under_autocast_trains_measures_captions_and_goes_on(
     prepared_folder, tmp_path, monkeypatch, preset
@@ -315,6 +341,7 @@ def test_training_arguments_follow_the_configuration(tmp_path, prepared_folder):
     assert args.ddp_find_unused_parameters is False
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_do_not_divide_is_measured_after_its_last(prepared_folder, tmp_path):
     train.main(job_in(tmp_path / "out", prepared_folder, epochs=3.5, evaluations=2))
     assert [line["step"] for line in lines_of(tmp_path / "out") if "eval_loss" in line] == [0, 4, 7]
@@ -383,6 +410,7 @@ def test_the_captioned_subset_is_spread_over_the_split_and_the_same_every_time()
     assert subset_of(100, 0) == []
 
 
+@pytest.mark.slow
 def test_torch_decides_nothing_that_the_seed_does_not(prepared_folder, tmp_path):
     """Random state left over from before a run must not reach it: a resumed run has another."""
     for name, seed in (("a", 1), ("b", 2)):

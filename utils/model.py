@@ -72,8 +72,8 @@ def check_shapes(config: Blip2Config, model_id: str) -> None:
     width = config.text_config.hidden_size
     if width % 64:
         raise ModelError(
-            f"{model_id} has an OPT of width {width}, which NF4's blocks of 64 do not divide. Set MODEL_ID to "
-            f"a BLIP-2 OPT checkpoint such as Salesforce/blip2-opt-2.7b."
+            f"{model_id} has an OPT of width {width}, which NF4's blocks of 64 do not divide. Set MODEL_ID "
+            f"to a BLIP-2 OPT checkpoint such as Salesforce/blip2-opt-2.7b."
         )
 
 
