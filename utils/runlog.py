@@ -65,7 +65,8 @@ class RunLog(TrainerCallback):
         if self.bar is None or not ("loss" in logs or "eval_loss" in logs):
             return
         # Trainer's epoch is the share of the run that is done: here it means passes over the pairs.
-        line = logs | self.place(state.global_step)
+        place = self.place(state.global_step)
+        line = place | logs | place
         line |= self.measured(state.global_step) if "loss" in logs else self.read(logs)
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(as_line(line))

@@ -194,7 +194,8 @@ def launch(module: str, *arguments, procs: int, after: Callable[[], None] | None
                f"--nproc_per_node={procs}", "-m", module, *map(str, arguments)]  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // procs)
     # The repository goes first: the folder of the notebook may hold another "utils".
-    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1",
+    # Not unbuffered: ranks that fail together would write their errors piece by piece into each other.
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "",
            "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
            LAUNCHER: str(os.getpid())}  # fmt: skip
     tail = ""
