@@ -156,12 +156,25 @@ def test_the_banner_says_what_will_compute(cards):
 
 def test_a_failing_rank_raises_its_own_error(capfd):
     with pytest.raises(runtime.LaunchError) as caught:
-        runtime.launch("zipfile", "--list", "/nowhere/missing.zip", procs=2)
-    assert str(caught.value).startswith("zipfile failed on 2 processes.")
+        runtime.launch("zipfile", "--list", "/nowhere/missing.zip", procs=1)
+    assert str(caught.value).startswith("zipfile failed on 1 processes.")
     assert "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/missing.zip'" in str(
         caught.value
     )
     assert "Traceback" in capfd.readouterr().out
+
+
+def test_an_uncaught_error_of_a_rank_is_one_write(monkeypatch):
+    """Two ranks that failed at once wrote "FileNotFoundErrorFileNotFoundError: : ..."."""
+    written = []
+    monkeypatch.setattr(sys, "stderr", type("Err", (), {"write": lambda self, text: written.append(text)})())
+    try:
+        raise ValueError("both ranks")
+    except ValueError as error:
+        runtime.write_whole(type(error), error, error.__traceback__)
+    assert len(written) == 1
+    assert written[0].startswith("Traceback")
+    assert written[0].endswith("ValueError: both ranks\n")
 
 
 def test_ranks_run_in_the_repository_and_their_output_is_passed_on(capsys, monkeypatch, tmp_path):

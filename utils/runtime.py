@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,7 @@ def launch(module: str, *arguments, procs: int, after: Callable[[], None] | None
                f"--nproc_per_node={procs}", "-m", module, *map(str, arguments)]  # fmt: skip
     threads = max(1, (os.cpu_count() or 1) // procs)
     # The repository goes first: the folder of the notebook may hold another "utils".
-    # Not unbuffered: ranks that fail together would write their errors piece by piece into each other.
-    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "",
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": "1",
            "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
            LAUNCHER: str(os.getpid())}  # fmt: skip
     tail = ""
@@ -233,6 +233,8 @@ def exit_with_launcher() -> None:
     in which the next run already works.
     """
     launcher = int(os.environ.get(LAUNCHER, 0))
+    if launcher:
+        sys.excepthook = write_whole
 
     def watch() -> None:
         while is_alive(launcher):
@@ -241,6 +243,11 @@ def exit_with_launcher() -> None:
 
     if launcher:
         threading.Thread(target=watch, daemon=True).start()
+
+
+def write_whole(kind, error, trace) -> None:
+    """Write an uncaught error at once: ranks that fail together write theirs piece by piece into one."""
+    sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
 
 
 def is_alive(pid: int) -> bool:
