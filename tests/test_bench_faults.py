@@ -10,6 +10,7 @@ from tests.bench.children import PREPARED, Ended, Order, run_child
 from tests.bench.damage import DAMAGES, outcome
 from utils import sealed
 
+pytestmark = pytest.mark.slow
 WHOLE = trials.Whole("hash", 0.5, 2.0)
 
 

@@ -11,6 +11,7 @@ from utils.dataset import IGNORE
 from utils.model import four_bit_linears
 from utils.sample.tiny_blip2 import build_config
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 LENGTHS = gpu.caption_lengths(64, 20)
 OURS = systems.System("(c) ours", "decoder", 4, 2, ours=True, checkpointed=1)

@@ -13,6 +13,7 @@ from utils.dataset import Layout
 from utils.sizes import known_config
 from utils.stages import read_json, write_json
 
+pytestmark = pytest.mark.slow
 LAYOUT = Layout(image_id=9, queries=2, bos_id=2, pad_id=1, newline_id=3)
 SMALL = {"rank": 2, "alpha": 4, "dropout": 0.0, "global_batch": 4, "micro_batch": 2, "epochs": 1}
 

@@ -14,6 +14,7 @@ from utils.checkpoints import CheckpointError, SealedTrainer, is_full, resume_po
 from utils.files import read_json, sha256_file
 from utils.runtime import launch
 
+pytestmark = pytest.mark.slow
 CONTRACT = {"rank": 8, "modes": ["RGB"]}
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 # what torch and safetensors raise on a full tmpfs, word for word

@@ -126,6 +126,7 @@ def adapted(tiny_folder, part, dtype, rank, dropout, variant="lora"):
     return models.add_lora(models.load_base(tiny_folder, dtype), preset, rank, 8, dropout, variant).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["opt", "qformer", "vit"])
 @pytest.mark.parametrize(
     ("batch", "tokens", "rank", "dropout"),
@@ -139,6 +140,7 @@ def test_in_fp32_autograd_keeps_what_the_arithmetic_says(tiny_folder, part, batc
     assert measured == pytest.approx(predicted(part, inner.config, lora, batch, tokens), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["opt", "qformer", "vit"])
 @pytest.mark.parametrize(("batch", "dropout"), [(4, 0.0), (8, 0.1)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -156,6 +158,7 @@ def test_under_autocast_it_keeps_fp32_norms_and_half_width_copies(tiny_folder, p
     assert measured == pytest.approx(predicted(part, inner.config, lora, batch, 64) + casts, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_dora_keeps_its_outputs_and_with_dropout_whole_weights(tiny_folder, dropout):
     """With dropout peft computes DoRA's base output itself, from a weight that autograd then holds."""
@@ -177,6 +180,7 @@ def test_a_checkpointed_layer_keeps_its_input_alone(tiny_folder):
     assert measured == pytest.approx(whole + 2 * act.checkpointed(config, 4, 64), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["connector", "vision"])
 def test_a_whole_forward_pass_keeps_the_parts_of_the_plan_and_the_log_probabilities(tiny_folder, preset):
     trained = models.add_lora(models.load_base(tiny_folder, "float32"), preset, 4, 8, 0.1).train()
