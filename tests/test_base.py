@@ -84,6 +84,27 @@ def test_a_copy_of_another_session_is_read_where_it_is_mounted(tiny_folder, plac
     assert folders(place) == []
 
 
+def test_another_rank_than_the_first_waits_for_the_copy_and_makes_none(tiny_folder, place, monkeypatch):
+    """Transformers writes weights on rank 0 alone: a copy of rank 1, who came first, once held none."""
+    name, waited = base.copy_name(tiny_folder, None, "float32"), []
+
+    def first_rank_makes_it(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
+            monkeypatch.setenv("RANK", "0")
+            model.load_base(tiny_folder, "float32", place=place)
+            monkeypatch.setenv("RANK", "1")
+
+    monkeypatch.setattr(base.time, "sleep", first_rank_makes_it)
+    monkeypatch.setenv("RANK", "1")
+    made = []
+    monkeypatch.setattr(base, "keep_copy", lambda *a, real=base.keep_copy: (
+        made.append(os.environ["RANK"]), real(*a)))  # fmt: skip
+    assert len(model.four_bit_linears(model.load_base(tiny_folder, "float32", place=place))) == 18
+    assert (len(waited), made) == (2, ["0"])
+    assert (place / name / "model.safetensors").is_file()
+
+
 def test_a_full_disk_is_told_before_a_copy_is_begun(tiny_folder, place, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
     with pytest.raises(StageError, match="The 4-bit copy .* needs about"):

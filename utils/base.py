@@ -104,14 +104,14 @@ def keep_copy(model: torch.nn.Module, tokenizer, folder: Path) -> None:
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Let one process at a time make a copy: the others find it made when their turn comes.
+def alone(name: str, place: Path) -> Iterator[None]:
+    """Let one process at a time make the copy ``name``: the others find it made when their turn comes.
 
-    The first rank of a machine goes first, since it is the one that shows a bar.
+    Of ranks that belong together the first makes it: Transformers lets no other write weights.
     """
     place.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        time.sleep(1)
+    while int(os.environ.get("RANK", 0)) > 0 and find_copy(name, place) is None:
+        time.sleep(1)  # where the first rank fails, its launcher ends this one
     with open(place / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

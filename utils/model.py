@@ -153,7 +153,7 @@ def load_base(
     if place is None:
         return frozen(read_weights(model_path(model_id), dtype, device, revision))
     name = base.copy_name(model_id, revision, dtype)
-    with base.alone(place):
+    with base.alone(name, place):
         folder = base.find_copy(name, place)
         if folder is None:
             if not Path(model_path(model_id)).is_dir():
