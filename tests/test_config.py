@@ -12,7 +12,10 @@ TRAIN = {
     "epochs": 2, "global_batch": 32, "micro_batch": 4, "evaluations": 10, "generated": 64,
     "select": "eval_loss", "patience": 3, "seed": 0,
 }  # fmt: skip
-EVALUATE = {"beams": 5, "batch_size": 8, "max_new_tokens": None}
+EVALUATE = {
+    "beams": 5, "batch_size": 8, "max_new_tokens": None, "min_new_tokens": 1, "no_repeat_ngram": 3,
+    "resamples": 1000, "bertscore": "auto", "cui_mapping": "auto", "seed": 0,
+}  # fmt: skip
 FILTER = {"source": "sample", "image_modes": ("RGB",), "min_words": 1, "max_words": None, "pixels": True}
 PREPROCESS = {"source": "sample", "model_id": "sample", "caption_percentile": 99}
 DEMO = {"examples": 8, "beams": 1}
@@ -44,6 +47,9 @@ def machine(monkeypatch):
           for name in ("rank", "alpha", "learning_rate", "epochs", "global_batch", "micro_batch",
                        "evaluations", "patience")],
         *[(config.EvaluateConfig, EVALUATE, name, v) for v in (0, -1, 1.5, "5") for name in ("beams", "batch_size")],
+        *[(config.EvaluateConfig, EVALUATE, name, v) for v in (-1, 1.5, "3", None, True)
+          for name in ("min_new_tokens", "no_repeat_ngram", "resamples", "seed")],
+        *[(config.EvaluateConfig, EVALUATE, name, v) for v in ("", " ", 5, False) for name in ("bertscore", "cui_mapping")],
         (config.DemoConfig, DEMO, "examples", 0),
     ],
 )  # fmt: skip
@@ -90,9 +96,37 @@ def test_what_is_left_open_comes_from_the_machines_profile(machine, name):
     machine(name)
     made, profile = train(**OPEN), config.PROFILES[name]
     assert {field: getattr(made, field) for field in OPEN} == {field: profile[field] for field in OPEN}
-    made = config.EvaluateConfig(beams=None, batch_size=None, max_new_tokens=None)
-    assert (made.beams, made.batch_size) == (profile["beams"], profile["batch_size"])
-    assert made.max_new_tokens is None
+    made = config.EvaluateConfig(**EVALUATE | {"beams": None, "batch_size": None})
+    batch = 32 if name == "cpu" else 12
+    assert (made.beams, made.batch_size, made.max_new_tokens) == (profile["beams"], batch, None)
+
+
+@pytest.mark.parametrize("name", list(config.PROFILES))
+def test_captions_are_searched_with_five_beams_on_every_machine(machine, name):
+    machine(name)
+    assert config.EvaluateConfig(**EVALUATE | {"beams": None}).beams == 5
+    assert config.DemoConfig(examples=8, beams=None).beams == 5
+
+
+@pytest.mark.parametrize(("beams", "batch"), [(1, 32), (2, 32), (3, 21), (5, 12), (33, 1), (64, 1)])
+def test_a_batch_that_is_left_open_fills_the_4_bit_kernel(machine, beams, batch):
+    machine("t4")
+    assert config.EvaluateConfig(**EVALUATE | {"beams": beams, "batch_size": None}).batch_size == batch
+
+
+@pytest.mark.parametrize(("beams", "batch"), [(5, 13), (1, 65), (65, None)])
+def test_a_batch_beyond_the_4_bit_kernel_is_refused_on_a_gpu_alone(machine, beams, batch):
+    changes = {"beams": beams, "batch_size": batch}
+    machine("t4x2")
+    with pytest.raises(ConfigError, match=f"^BATCH_SIZE x BEAMS is {batch or 1} x {beams} = 65: .* 64 at most"):
+        config.EvaluateConfig(**EVALUATE | changes)
+    machine("cpu")
+    config.EvaluateConfig(**EVALUATE | changes)
+
+
+def test_extras_of_the_evaluation_can_be_left_out():
+    made = config.EvaluateConfig(**EVALUATE | {"bertscore": None, "cui_mapping": None, "resamples": 0})
+    assert (made.bertscore, made.cui_mapping, made.resamples) == (None, None, 0)
 
 
 def test_what_is_given_stands_on_any_machine(machine):

@@ -9,6 +9,7 @@ import time
 import pandas as pd
 import pytest
 
+from tests import check_sample
 from utils.sample.release import write_sample
 from utils.stages import REPO, STAGES, open_stage, read_json
 
@@ -104,9 +105,13 @@ def test_tuning_has_changed_what_the_model_says(work):
     """140 pairs teach the words and little else; what the whole sample must reach is in check_sample."""
     scores = read_json(work / "04_evaluate" / "metrics.json")["scores"]
     base, tuned = scores["base"], scores["tuned"]
-    assert base["modality_accuracy"] < 0.1
-    assert tuned["modality_accuracy"] > base["modality_accuracy"] + 0.1
-    assert tuned["cider"] > 3 * base["cider"]
+    assert base["modality_accuracy"]["value"] < 0.1
+    assert tuned["modality_accuracy"]["value"] > base["modality_accuracy"]["value"] + 0.1
+    assert tuned["cider"]["value"] > 3 * base["cider"]["value"]
+
+
+def test_metrics_json_alone_gives_every_table_of_the_notebook_again(work):
+    assert check_sample.not_rebuilt(work) == 0
 
 
 def test_the_pages_are_there_with_their_pictures(work):

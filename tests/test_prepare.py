@@ -109,7 +109,8 @@ class Letters:
 
 RECORDS = pd.DataFrame({
     "image_id": ["c", "a", "b"], "split": ["train", "train", "test"], "caption": [" AB ", "ABCD", "ABCDEF"],
-    "modality": ["CT", None, "MR"], "cuis": [["C0040405"], [], []], "mode": ["RGB"] * 3, "keep": [True] * 3,
+    "modality": ["CT", None, "MR"], "cuis": [["C0040405"], [], []], "mode": ["RGB"] * 3, "chroma": [0, 9, None],
+    "keep": [True] * 3,
 }, index=[7, 3, 5])  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def test_the_funnel_of_both_stages_adds_up_to_all_pairs():
 FOUR = pd.DataFrame({
     "image_id": ["c", "a", "v", "b"], "split": ["train", "train", "valid", "test"],
     "caption": [" AB ", "ABCD", "A", "ABCDEF"], "modality": ["CT", None, "CT", "MR"], "cuis": [[]] * 4,
-    "source": ["c.png", "a.png", "v.png", "b.png"], "keep": [True] * 4, "reason": ["kept"] * 4,
+    "source": ["c.png", "a.png", "v.png", "b.png"], "mode": ["L", "RGB", "RGB", "L"], "chroma": [0] * 4, "keep": [True] * 4, "reason": ["kept"] * 4,
     "error": pd.Series([None] * 4, dtype=object),
 })  # fmt: skip
 STATISTICS = {"size": 224, "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -186,15 +187,17 @@ def write_stage(folder, rejects):
     records = prepare.settle(FOUR, rejects)
     captions, limit = prepare.prepare_captions(records[records["keep"]], Letters(), NEWLINE, 100, 99)
     settings = config.PreprocessConfig("sample", "sample", 100)
-    details = prepare.details(settings, STATISTICS, Layout(4, 9, 2, 1, NEWLINE), captions, limit)
-    return prepare.write_stage(folder, captions, records, rejects, details)
+    layout = Layout(4, 9, 2, 1, NEWLINE)
+    details = prepare.details(settings, ["RGB", "L"], STATISTICS, layout, captions, limit)
+    names = pd.DataFrame({"CUI": ["C0040405"], "Canonical name": ["X-Ray, Computed"]})
+    return prepare.write_stage(folder, captions, records, rejects, details, names)
 
 
 def test_the_stage_records_what_later_stages_must_repeat(tmp_path):
     figures = write_stage(tmp_path, {"a": "The image is damaged."})
     assert figures == {"train": 1, "valid": 1, "test": 1, "damaged": 1, "token_limit": 3}
     assert json.loads((tmp_path / "preprocess.json").read_text()) == {
-        "model_id": "sample", **STATISTICS,
+        "model_id": "sample", "source": "sample", "image_modes": ["RGB", "L"], **STATISTICS,
         "resample": "bicubic (Pillow)", "newline_id": NEWLINE, "caption_percentile": 100, "token_limit": 3,
         "cut_captions": {"train": 0, "valid": 0, "test": 1},
         "funnel": {"train": {"kept": 1, "image damaged": 1}, "valid": {"kept": 1, "image damaged": 0},
@@ -204,7 +207,11 @@ def test_the_stage_records_what_later_stages_must_repeat(tmp_path):
         "image_id,split,source,reason,error", "a,train,a.png,image damaged,The image is damaged.",
     ]  # fmt: skip
     read = pd.read_parquet(tmp_path / "captions.parquet")
-    assert set(read.columns) == {"image_id", "split", "modality", "cuis", "raw_caption", "caption", "n_tokens", "input_ids"}  # fmt: skip
+    assert set(read.columns) == {"image_id", "split", "modality", "cuis", "mode", "chroma", "raw_caption", "caption",
+                                 "n_tokens", "input_ids"}  # fmt: skip
+    assert (tmp_path / "cui_mapping.csv").read_text().splitlines() == [
+        "CUI,Canonical name", 'C0040405,"X-Ray, Computed"',
+    ]  # fmt: skip
     assert read["image_id"].tolist() == ["c", "v", "b"]
     assert [ids.tolist() for ids in read["input_ids"]] == [
         [65, 66, NEWLINE],

@@ -185,11 +185,23 @@ def test_a_caption_that_is_empty_or_missing_or_written_twice_is_told_apart():
 def test_the_parts_of_all_ranks_are_joined_by_id(tmp_path):
     (tmp_path / "parts").mkdir()
     for number, ids in enumerate((["d", "b"], ["c", "a"])):
-        rows = [{"image_id": i, "tuned": i.upper(), "tuned_logprob": -1.5} for i in ids]
-        (tmp_path / "parts" / f"part-{number}.json").write_text(json.dumps(rows))
+        part = {"stamp": "x", "image_id": ids, "tuned": [i.upper() for i in ids], "tuned_token_logprobs": [[-1.5]] * 2}
+        (tmp_path / "parts" / f"part-{number}.json").write_text(json.dumps(part))
     table = results.read_predictions(tmp_path)
     assert table["image_id"].tolist() == ["a", "b", "c", "d"]
     assert table["tuned"].tolist() == ["A", "B", "C", "D"]
+    assert table.columns.tolist() == ["image_id", "tuned", "tuned_token_logprobs"]
+
+
+def test_what_the_captions_cost_is_summed_over_parts_and_processes(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number, (images, base, peak) in enumerate(((64, 8.0, 1.25), (36, 2.0, 1.5))):
+        cost = {"images": images, "seconds": {"see": 1.0, "base": base, "tuned": 4.0}, "peak_gib": peak, "settings": {}}
+        (tmp_path / "parts" / f"cost-{number}.json").write_text(json.dumps(cost))
+    assert results.read_cost(tmp_path)["base captions"] == {
+        "images": 100, "seconds, all processes": 10.0, "images/s of a process": 10.0,
+        "peak memory of a process, GiB": 1.5,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -233,8 +245,6 @@ def test_the_key_figures_of_training_come_from_its_record():
     }  # fmt: skip
 
 
-SCORES = pd.DataFrame({"bleu_1": [0.1, 0.2, 0.3], "cider": [0.0, 0.0, 1.5], "side_accuracy": [1, 0, 1]},
-                      index=["most common caption", "base", "tuned"])  # fmt: skip
 LOG = results.log_table([
     {"step": 0, "session": 1, "eval_loss": 4.0},
     {"step": 10, "session": 1, "loss": 3.0, "learning_rate": 1e-3},
@@ -321,8 +331,6 @@ DRAWINGS = {
     "curves of scores that are nothing": lambda: training_plots.training_curves(FULL.head(1)),
     "captions over time": lambda: training_plots.captions_over_time([grey(9)] * 6, over_time(AWKWARD)),
     "captions of one evaluation": lambda: training_plots.captions_over_time([grey(9)], over_time(["$x$"], steps=1)),
-    "bars": lambda: plots.score_bars(SCORES, list(SCORES)),
-    "bars of two metrics": lambda: plots.score_bars(SCORES, ["cider", "bleu_1"]),
     "confusion": lambda: plots.confusion(pd.DataFrame([[3, 1], [0, 2]], ["CT", "MR"], ["CT", "MR"])),
     "confusion of one modality": lambda: plots.confusion(pd.DataFrame([[4, 0]], ["CT"], ["CT", "none"])),
     "confusion of an empty row": lambda: plots.confusion(pd.DataFrame([[0, 0]], ["CT"], ["CT", "none"])),

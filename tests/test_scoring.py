@@ -1,105 +1,174 @@
-"""The evaluation's tables: every test image is scored, and what is written can be read."""
+"""The evaluation: four systems on the same images, paired intervals, and a file that holds every figure."""
 
-import csv
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from utils import scoring
+from utils import metrics, scoring
+from utils.predictions import PredictionError
 
-TABLE = pd.DataFrame({"image_id": ["a", "b"], "caption": ["CT of the chest.", "MR, left."], "modality": ["CT", None],
-                      "split": ["test", "test"]})  # fmt: skip
-PREDICTIONS = pd.DataFrame({
-    "image_id": ["b", "a"], "base": ["a photo", "a photo"], "tuned": ["MR, left.", 'CT, "chest"'],
-    "base_logprob": [-9.0, -8.0], "tuned_logprob": [-2.0, -1.0],
+TEST = pd.DataFrame({
+    "image_id": ["a", "b", "c"], "caption": ["CT of the chest with a nodule.", "MR, left cyst.", "No effusion."],
+    "modality": ["CT", None, float("nan")], "cuis": [["C0040405", "C0028259"], ["C0024485"], []],
+    "mode": ["RGB", "RGB", "L"], "chroma": [0, 40, None],
 })  # fmt: skip
-JOINED = pd.DataFrame({"image_id": ["a", "b"], "reference": ["CT of the chest.", "MR, left."], "modality": ["CT", None],
-                       "base": ["a photo", ""], "tuned": ['CT, "chest"', "MR, left."]})  # fmt: skip
+TRAIN = pd.DataFrame({"image_id": ["t1", "t2", "t3"], "caption": ["CT of the chest.", "MR, left cyst.", "CT of the chest."]})
+NEAREST = pd.DataFrame({"image_id": ["a", "b", "c"], "train_id": ["t3", "t2", "t1"], "similarity": [0.9, 0.8, 0.7]})
+PREDICTIONS = pd.DataFrame({
+    "image_id": ["c", "a", "b"], "base": ["a photo", "", "a photo"],
+    "tuned": ["Effusion.", "CT of the chest with a nodule.", "MR, right cyst."],
+    **{f"{s}_logprob": [-3.0, -1.0, -2.0] for s in ("base", "tuned")},
+    **{f"{s}_token_logprobs": [[-1.0, -2.0], [-1.0], [-1.0, -1.0]] for s in ("base", "tuned")},
+    "base_cut": [False, False, True], "tuned_cut": [False] * 3,
+})  # fmt: skip
+NAMES = pd.DataFrame({"CUI": ["C0040405", "C0024485", "C0028259", "C0010709"],
+                      "Canonical name": ["X-Ray Computed Tomography", "Magnetic Resonance Imaging", "Nodule", "Cyst"]})  # fmt: skip
 
 
-def test_each_prediction_stands_beside_its_own_reference():
-    joined = scoring.join_references(PREDICTIONS, TABLE)
-    assert joined["image_id"].tolist() == ["a", "b"]
-    assert joined["reference"].tolist() == ["CT of the chest.", "MR, left."]
-    assert joined["tuned"].tolist() == ['CT, "chest"', "MR, left."]
-    assert joined["tuned_logprob"].tolist() == [-1.0, -2.0]
-    assert joined["modality"].iloc[0] == "CT"
+def joined(**changes):
+    return scoring.join(TEST, PREDICTIONS.assign(**changes), NEAREST, TRAIN)
 
 
-def test_an_image_without_a_prediction_is_refused():
-    with pytest.raises(ValueError, match=r"^1 of 2 images have no caption \(first: b\)"):
-        scoring.join_references(PREDICTIONS[PREDICTIONS["image_id"] == "a"], TABLE)
+@pytest.fixture(autouse=True, scope="module")
+def no_java():
+    """As on a machine without it: the program takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.meteor.shutil.which", lambda name: None)
+        yield
 
 
-def test_an_empty_prediction_is_a_prediction():
-    assert scoring.join_references(PREDICTIONS.assign(tuned=""), TABLE)["tuned"].tolist() == ["", ""]
+@pytest.fixture(scope="module")
+def scores(no_java):
+    """Measures with concepts, without BERTScore and METEOR."""
+    return scoring.measures_of(joined(), scoring.concept_names(NAMES), "not computed: BERTSCORE is None")
 
 
-def test_three_systems_are_scored_on_the_same_images():
-    summary, scored = scoring.score_systems(JOINED, "CT of the chest.")
-    assert summary.index.tolist() == ["most common caption", "base", "tuned"]
-    assert summary["n"].tolist() == [2, 2, 2]
-    # The most common caption hits the first image and misses the second wholly; tuned hits the second.
-    assert summary.loc["most common caption", "rouge_l"] == pytest.approx(0.5)
-    assert summary.loc["base", "rouge_l"] == 0
-    assert summary.loc["tuned", "modality_accuracy"] == 1
-    assert summary.loc["base", "modality_accuracy"] == 0
-    assert scored["tuned_rouge_1"].tolist() == pytest.approx([2 * 2 / (4 + 2), 1])
-    assert scored["base_rouge_1"].tolist() == [0, 0]
-    assert set(scoring.HEADLINE) <= set(summary.columns)
-    assert not [name for name in scored.columns if name.startswith("most common")]
+def test_what_every_system_says_stands_beside_its_own_reference():
+    table = joined()
+    assert table["image_id"].tolist() == ["a", "b", "c"]
+    assert table["tuned"].tolist() == ["CT of the chest with a nodule.", "MR, right cyst.", "Effusion."]
+    assert table["nearest"].tolist() == ["CT of the chest.", "MR, left cyst.", "CT of the chest."]
+    assert table["common"].tolist() == ["CT of the chest."] * 3
+    assert table["modality"].tolist() == ["CT", None, None]
+    assert table["colour"].tolist() == ["RGB, grey pixels", "RGB, colour", "L"]
+    assert table["tuned_logprob"].tolist() == [-1.0, -2.0, -3.0]
 
 
-def test_rows_of_any_index_keep_their_own_scores():
-    _, scored = scoring.score_systems(JOINED.set_axis([5, 3]), "CT.")
-    assert scored.index.tolist() == [5, 3]
-    assert scored.loc[3, "tuned_rouge_1"] == 1
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        (PREDICTIONS[:2], "1 test images have no caption: b"),
+        (pd.concat([PREDICTIONS, PREDICTIONS[:1]]), "1 ids have more than one caption: c"),
+        (PREDICTIONS.assign(image_id=["c", "a", "x"]), "1 ids are not in the test split: x"),
+        (PREDICTIONS.assign(tuned=["A", None, "B"]), "1 captions are no texts: a"),
+    ],
+)
+def test_predictions_that_are_not_one_text_an_image_are_refused(predictions, message):
+    with pytest.raises(PredictionError, match=message):
+        scoring.join(TEST, predictions, NEAREST, TRAIN)
 
 
-def write(folder, joined):
-    summary, scored = scoring.score_systems(joined, "CT.")
-    return scoring.write_stage(folder, scored, summary, {"split": "test"})
+def test_an_empty_caption_of_a_model_is_scored_and_not_refused():
+    assert joined()["base"].tolist()[0] == ""
 
 
-def test_the_submission_is_the_contests_csv(tmp_path):
-    write(tmp_path, JOINED)
-    assert (tmp_path / "submission.csv").read_text() == 'ID,Caption\na,"CT, ""chest"""\nb,"MR, left."\n'
-    with open(tmp_path / "submission.csv", newline="") as file:
-        assert list(csv.reader(file)) == [["ID", "Caption"], ["a", 'CT, "chest"'], ["b", "MR, left."]]
+def test_all_systems_are_scored_by_the_same_metrics_on_the_same_images(scores):
+    measures, missing = scores
+    assert list(measures) == ["most common caption", "nearest image", "base", "tuned"]
+    assert measures["nearest image"]["rouge_l"].each.tolist()[1] == 1
+    assert measures["tuned"]["modality_accuracy"].value == 1
+    assert measures["tuned"]["side_flip_share"].value == 1  # of the one that names a side
+    assert measures["tuned"]["negation_flip_share"].each.tolist() == [0, 0, 1]
+    assert measures["base"]["empty_share"].value == pytest.approx(1 / 3)
+    assert missing["meteor"].startswith("not computed: METEOR 1.5 needs Java, which is not installed")
+    assert missing["bertscore_f1"] == missing["bertscore_f1_idf"] == "not computed: BERTSCORE is None"
 
 
-@pytest.mark.parametrize("empty", ["reference", "tuned", "both"])
-def test_the_scores_are_strict_json_even_when_nothing_was_said(tmp_path, empty):
-    joined = JOINED.assign(
-        **dict.fromkeys(["reference", "tuned"] if empty == "both" else [empty], ""), modality=None
-    )
-    write(tmp_path, joined)
+def test_without_concept_names_the_row_says_what_to_do():
+    measures, missing = scoring.measures_of(joined(), None, "not computed: BERTSCORE is None")
+    assert "concept_f1" not in measures["tuned"]
+    assert missing["concept_f1"] == "not computed: the source has no cui_mapping.csv; set CUI_MAPPING to ROCOv2's"
+
+
+def test_a_figure_has_its_interval_and_undefined_is_none():
+    assert scoring.figure(0.5, np.arange(101) / 100, 7) == {
+        "value": 0.5, "low": pytest.approx(0.025), "high": pytest.approx(0.975), "n": 7,
+    }  # fmt: skip
+    # CIDEr's replicates lie beside its value; their spread counts
+    assert scoring.figure(3.5, np.arange(101) / 100, 7)["low"] == pytest.approx(3.025)
+    assert scoring.figure(0.5, np.empty(0), 7)["low"] is None
+    assert scoring.figure(np.nan, np.array([np.nan]), 0) == {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_the_difference_is_paired():
+    """Two systems that are equally wrong on each image differ by nothing, however wide their intervals."""
+    table = joined(base=PREDICTIONS["tuned"])
+    measures, missing = scoring.measures_of(table, None, "none")
+    found = scoring.evaluate(table, measures, missing, 50, seed=1)
+    assert found["tuned_minus"]["base"]["rouge_l"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert found["scores"]["tuned"]["rouge_l"]["high"] > found["scores"]["tuned"]["rouge_l"]["low"]
+
+
+def test_metrics_json_is_strict_json_with_groups_and_published_rows(scores):
+    found = scoring.evaluate(joined(), *scores, 20, seed=0)
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
 
-    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
-    assert written["settings"] == {"split": "test"}
-    assert list(written["scores"]) == ["most common caption", "base", "tuned"]
-    assert set(scoring.HEADLINE) <= set(written["scores"]["tuned"])
+    again = json.loads(json.dumps(found), parse_constant=refuse)
+    assert again == found
+    assert list(again["groups"]["modality"]["tuned"]) == ["CT", "unknown"]
+    assert again["groups"]["modality"]["tuned"]["unknown"]["rouge_l"]["n"] == 2
+    assert again["groups"]["colour"]["base"]["L"]["rouge_l"]["value"] == 0
+    assert again["most_common_caption"] == "CT of the chest."
+    assert again["confusion"]["CT"]["CT"] == 1
+    assert len(again["published"]) == 7
 
 
-def test_the_key_figures_show_base_and_tuned(tmp_path):
-    figures = write(tmp_path, JOINED)
-    assert figures["images"] == 2
-    assert figures["modality"] == "0.00 -> 1.00"
-    assert set(figures) == {"images", "cider", "modality", "all_right"}
-    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 2
+def test_the_mean_over_groups_is_the_whole(scores):
+    found = scoring.evaluate(joined(), *scores, 0, seed=0)
+    for by in scoring.GROUPS:
+        groups = found["groups"][by]["tuned"].values()
+        total = sum(figures["rouge_l"]["value"] * figures["rouge_l"]["n"] for figures in groups)
+        assert total / 3 == pytest.approx(found["scores"]["tuned"]["rouge_l"]["value"])
+
+
+def test_without_resamples_there_are_values_and_no_intervals(scores):
+    found = scoring.evaluate(joined(), *scores, 0, seed=0)["scores"]["tuned"]["bleu_1"]
+    expected = metrics.bleu(TEST["caption"].tolist(), joined()["tuned"].tolist())["bleu_1"]
+    assert found == {"value": pytest.approx(expected), "low": None, "high": None, "n": 3}
+
+
+def test_each_caption_keeps_its_own_scores_and_errors(scores):
+    scored = scoring.per_caption(joined().set_axis([7, 3, 5]), scores[0], scoring.concept_names(NAMES))
+    assert scored.index.tolist() == [7, 3, 5]
+    assert scored["tuned_all_right"].tolist() == [True, False, False]
+    assert scored["tuned_side_flip"].tolist()[1] == 1
+    assert scored["tuned_invented"].tolist() == [False, False, False]
+    assert scored["base_missed_concepts"].tolist()[1] == "Magnetic Resonance Imaging"
+    assert scored["tuned_concept_f1"].tolist()[0] == 1
+    assert not [name for name in scored if name.startswith(("common_", "nearest_"))]
+
+
+def test_the_captions_to_read_are_the_best_the_worst_and_some_by_chance():
+    table = pd.DataFrame({"image_id": list("abcdef"), "tuned_cider": [3, 1, 9, 5, 0, 2]})
+    found = scoring.chosen(table, 2, seed=0)
+    assert [rows["image_id"].tolist() for rows in found.values()][:2] == [["c", "d"], ["e", "b"]]
+    assert found["Random"].equals(scoring.chosen(table, 2, seed=0)["Random"])
+    assert len(scoring.chosen(table, 50, seed=0)["Random"]) == 6
 
 
 def test_the_settings_hold_all_that_a_score_depends_on(tmp_path, finish):
-    prepared = finish(tmp_path, "02_preprocess", files={"preprocess.json": '{"model_id": "m", "token_limit": 60}'},
-                      counts={"test": 26})  # fmt: skip
+    prepared = finish(tmp_path, "02_preprocess", files={"preprocess.json": json.dumps(
+        {"model_id": "m", "token_limit": 60, "source": "sample", "image_modes": ["RGB"], "model_revision": None})},
+        counts={"test": 26})  # fmt: skip
     trained = finish(tmp_path, "03_train_lora", files={
         "run.json": '{"preset": "decoder"}', "adapter/adapter_model.safetensors": "abc"})  # fmt: skip
-    settings = scoring.settings({"beams": 5}, prepared, trained)
+    settings = scoring.settings({"beams": 5, "bertscore": "auto"}, prepared, trained)
     assert settings["adapter_sha256"].startswith("ba7816bf")  # of "abc", from FIPS 180-2
-    wanted = {"split": "test", "images": 26, "model_id": "m", "preset": "decoder", "token_limit": 60,
-              "decoding": {"beams": 5, "sampling": False}}  # fmt: skip
+    wanted = {"split": "test", "images": 26, "source": "sample", "image_modes": ["RGB"], "model_id": "m",
+              "preset": "decoder", "token_limit": 60, "bertscore_model": "microsoft/deberta-xlarge-mnli",
+              "decoding": {"beams": 5, "bertscore": "auto", "sampling": False}}  # fmt: skip
     assert settings | wanted == settings

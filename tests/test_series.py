@@ -1,8 +1,13 @@
 """The series checks everything before it starts a kernel, and the notebooks' files are handled whole."""
 
+import base64
+import io
+
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from utils import notebooks, runtime, series, stages
 from utils.config import ConfigError, configure
@@ -383,6 +388,24 @@ def test_publishing_drops_what_belongs_to_one_run_alone(folder, tmp_path):
         ("03-00", "# Title", {}), ("03-01", "RANK = 16", {"tags": ["parameters"]}), ("03-02", "train()", {}),
     ]  # fmt: skip
     assert [output.text for output in book.cells[2].outputs] == ["done\n"]
+
+
+def test_a_large_picture_is_published_lighter_and_a_small_one_as_it_is():
+    """Four galleries of radiographs made a notebook of 1.9 MB, which GitHub takes long to show."""
+
+    def picture(side):
+        noise = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).convert("RGB").save(buffer, "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    outputs = [{"data": {"image/png": picture(side)}} for side in (16, 300)] + [{"text": "done"}]
+    before = [output.get("data", {}).get("image/png", "") for output in outputs]
+    notebooks.lighten(outputs)
+    assert outputs[0]["data"]["image/png"] == before[0]
+    after = outputs[1]["data"]["image/png"]
+    assert len(after) < 0.9 * len(before[1])
+    assert Image.open(io.BytesIO(base64.b64decode(after))).size == (300, 300)
 
 
 def test_a_failing_cell_is_explained_by_its_place_and_its_error():

@@ -1,4 +1,4 @@
-"""The model card that goes with an adapter: what it is for, what it is not for, how it was made."""
+"""The model card that goes with an adapter: what it is for and what not, how it was made, what it scores."""
 
 from pathlib import Path
 
@@ -17,6 +17,8 @@ A LoRA adapter that makes BLIP-2 caption radiographs in the manner of ROCOv2.
 **For research and teaching only. Not for clinical use.** The model states findings and sides that are
 not in the picture, in fluent sentences. Nobody may be diagnosed or treated by it.
 
+## How it was made
+
 | | |
 |---|---|
 | base model | {base}, {quantisation} |
@@ -26,8 +28,35 @@ not in the picture, in fluent sentences. Nobody may be diagnosed or treated by i
 | kept | step {best_step}, chosen by {selected} |
 | validation loss | {loss} |
 
-Licence: ROCOv2's images and captions carry their own licences, many of them non-commercial. Treat the
-adapter as non-commercial. Made with {repository}.
+## Intended use
+
+Research on captioning of medical images, and teaching: how an adapter changes a model, how captions are
+scored, how they go wrong.
+
+## Out of scope
+
+Clinical use of any kind: diagnosis, triage, reporting, second reading. Images of other kinds than figures
+of the open literature. Any statement about a patient.
+
+## Limits
+
+- Captions invent findings, sides, ages and histories; a fluent one is no more likely to be true.
+- ROCOv2's captions were written for readers of an article: they tell what the picture does not show
+  (history, outcome) and leave out what it does. Its modalities and regions are very unevenly common.
+- Scores compare with one reference caption. They do not measure truth.
+
+## Licences
+
+ROCOv2's images and captions carry their own licences, many of them non-commercial. Treat the
+adapter as non-commercial; the base model's own licence holds besides. Made with {repository}.
+"""
+SCORES = """
+## Scores
+
+{images:,} images of the {split} split (image modes {modes}), {decoding}; 95 % intervals by a paired bootstrap
+over images. Text normalised as the ImageCLEFmedical Caption evaluator does, unless it says raw.
+
+{table}
 """
 
 
@@ -36,23 +65,25 @@ def public_name(name: str) -> str:
     return Path(name).name if Path(name).is_dir() else name
 
 
-def write_card(path: Path, filtered: dict, prepared: StageFolder, run: dict) -> None:
-    """Write the card of an adapter.
+def modes_told(modes: list[str] | None) -> str:
+    """Name the image modes that were kept."""
+    return ", ".join(modes) if modes else "all"
+
+
+def card_text(prepared: StageFolder, run: dict) -> str:
+    """Return the card of an adapter before its evaluation.
 
     Args:
-        path: ``README.md`` in the adapter's folder.
-        filtered: the configuration of stage 01 (source, image_modes).
         prepared: stage 02.
         run: what ``run.json`` of stage 03 holds.
     """
-    counts = prepared.manifest["counts"]
-    source, loss = filtered["source"], run["best_validation_loss"]
-    modes = filtered["image_modes"]
-    text = CARD.format(
-        base=public_name(read_json(prepared.path / "preprocess.json")["model_id"]),
+    counts, settings = prepared.manifest["counts"], read_json(prepared.path / "preprocess.json")
+    loss = run["best_validation_loss"]
+    return CARD.format(
+        base=public_name(settings["model_id"]),
         quantisation=run["quantisation"],
-        source=public_name(source),
-        modes=", ".join(modes) if modes else "all",
+        source=public_name(settings["source"]),
+        modes=modes_told(settings["image_modes"]),
         train=counts["train"],
         valid=counts["valid"],
         preset=run["preset"],
@@ -71,4 +102,18 @@ def write_card(path: Path, filtered: dict, prepared: StageFolder, run: dict) -> 
         loss="not measured" if loss is None else f"{loss:.4f} nats per token",
         repository=REPOSITORY,
     )
-    path.write_text(text, encoding="utf-8")
+
+
+def scores_text(written: dict, table: str) -> str:
+    """Return the card's section of scores.
+
+    Args:
+        written: what ``metrics.json`` holds.
+        table: the scores, laid out in Markdown.
+    """
+    settings = written["settings"]
+    beams = settings["decoding"]["beams"]
+    return SCORES.format(
+        images=settings["images"], split=settings["split"], modes=modes_told(settings["image_modes"]),
+        decoding="greedy decoding" if beams == 1 else f"{beams} beams", table=table,
+    )  # fmt: skip

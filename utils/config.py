@@ -17,11 +17,12 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr")
 # the sizes of the model and the cards; none of them has been measured on a T4. The micro-batch is not
 # among them: utils/plan.py derives it from the card's memory.
 PROFILES = {
-    "cpu": {"global_batch": 32, "epochs": 10, "learning_rate": 2e-3, "beams": 1, "batch_size": 32},
-    "t4": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 8},
-    "t4x2": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 8},
-    "gpu": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5, "batch_size": 12},
+    "cpu": {"global_batch": 32, "epochs": 10, "learning_rate": 2e-3, "beams": 5, "batch_size": 32},
+    "t4": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5},
+    "t4x2": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5},
+    "gpu": {"global_batch": 32, "epochs": 2, "learning_rate": 2e-4, "beams": 5},
 }
+FUSED_ROWS = 64  # batch x beams up to which bitsandbytes multiplies by 4-bit weights without unpacking them
 
 
 class ConfigError(ValueError):
@@ -44,12 +45,12 @@ def is_number(value, low: float, high: float = math.inf) -> bool:
     )
 
 
-def demand_whole(config: "Config", *names: str) -> None:
-    """Raise :class:`ConfigError` unless each of the named fields is a whole number above 0."""
+def demand_whole(config: "Config", *names: str, low: int = 1) -> None:
+    """Raise :class:`ConfigError` unless each of the named fields is a whole number from ``low`` (1, 0) on."""
     for name in names:
-        value = getattr(config, name)
-        good = isinstance(value, int) and is_number(value, 1)
-        demand(good, f"{name.upper()} is {value!r}: give a whole number above 0.")
+        value, wanted = getattr(config, name), " above 0" if low else ", 0 or more"
+        good = isinstance(value, int) and is_number(value, low)
+        demand(good, f"{name.upper()} is {value!r}: give a whole number{wanted}.")
 
 
 def demand_text(config: "Config", name: str) -> None:
@@ -159,10 +160,7 @@ class TrainConfig(Config):
             demand(is_number(value, 1e-12), f"{name.upper()} is {value!r}: give a number above 0.")
         dropout = self.dropout
         demand(is_number(dropout, 0, 0.999), f"DROPOUT is {dropout!r}: give a number in [0, 1).")
-        for name in ("seed", "generated"):
-            value = getattr(self, name)
-            good = isinstance(value, int) and is_number(value, 0)
-            demand(good, f"{name.upper()} is {value!r}: give a whole number, 0 or more.")
+        demand_whole(self, "seed", "generated", low=0)
         good = self.generated > 1 or self.select == "eval_loss"
         demand(good, f"SELECT is {self.select!r} and GENERATED {self.generated}: CIDEr needs captions.")
 
@@ -187,17 +185,35 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class EvaluateConfig(Config):
-    """Notebook 04. None takes the value of the machine's profile."""
+    """Notebook 04. None takes the profile's value; of ``batch_size``, on GPUs, 64 // beams, at most 32.
+
+    ``max_new_tokens``: None for stage 02's limit. ``no_repeat_ngram``: tokens of runs that may not repeat.
+    ``resamples``, ``seed``: of the bootstrap. ``bertscore``: a model, ``cui_mapping``: a file; or None.
+    """
 
     beams: int | None
     batch_size: int | None
     max_new_tokens: int | None
+    min_new_tokens: int
+    no_repeat_ngram: int
+    resamples: int
+    bertscore: str | None
+    cui_mapping: str | None
+    seed: int
 
     def __post_init__(self):
         self.fill_from_profile()
-        demand_whole(self, "beams", "batch_size")
-        if self.max_new_tokens is not None:
-            demand_whole(self, "max_new_tokens")
+        demand_whole(self, "beams", *([] if self.max_new_tokens is None else ["max_new_tokens"]))
+        if self.batch_size is None:
+            self.fill(batch_size=min(32, max(1, FUSED_ROWS // self.beams)))
+        demand_whole(self, "batch_size")
+        demand_whole(self, "min_new_tokens", "no_repeat_ngram", "resamples", "seed", low=0)
+        for name in ("bertscore", "cui_mapping"):
+            if getattr(self, name) is not None:
+                demand_text(self, name)
+        told, most = f"{self.batch_size} x {self.beams} = {self.batch_size * self.beams}", FUSED_ROWS
+        good = self.batch_size * self.beams <= most or runtime.hardware() == "cpu"
+        demand(good, f"BATCH_SIZE x BEAMS is {told}: a GPU's fast 4-bit kernel takes {most} at most.")
 
 
 @dataclass(frozen=True)

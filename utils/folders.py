@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.pairs import SPLITS, SourceError, missing, split_cuis, texts
+from utils.pairs import CUI_MAPPING, SPLITS, SourceError, missing, split_cuis, texts
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
@@ -160,7 +160,7 @@ def read_concepts(root: Path, split: str) -> dict[str, list[str]]:
 
 def read_cui_names(root: Path) -> dict[str, str]:
     """Return CUI -> canonical name from ``cui_mapping.csv``, empty where there is none."""
-    path = find_csv(root, "cui_mapping.csv")
+    path = find_csv(root, CUI_MAPPING)
     if path is None:
         return {}
     table = read_csv(path, ("CUI", "Canonical name"))

@@ -7,6 +7,7 @@ import pandas as pd
 from utils.stages import StageError
 
 SPLITS = ("train", "valid", "test")
+CUI_MAPPING = "cui_mapping.csv"  # of a release, and of the stages that hand it on
 
 
 class SourceError(StageError):

@@ -4,11 +4,14 @@ In a notebook a figure shows itself at the end of its cell; elsewhere use its ``
 """
 
 import textwrap
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -154,30 +157,6 @@ def brightness(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def score_bars(scores: pd.DataFrame, names: list[str]) -> Figure:
-    """Draw metrics side by side for several systems.
-
-    Args:
-        scores: one row a system, one column a metric.
-        names: the columns to draw.
-    """
-    colours = dict(zip(scores.index, (COMMON, BASE, TUNED), strict=False))
-    columns = -(-len(names) // 2)
-    figure, axes = plt.subplots(2, columns, figsize=(2.1 * columns, 4.6))
-    for axis, name in zip(axes.flat, names, strict=False):
-        bars = axis.bar(range(len(scores)), scores[name], color=[colours[s] for s in scores.index])
-        axis.bar_label(bars, fmt="%.2f", fontsize=8)
-        axis.set_title(name.replace("_", " "), fontsize=9)
-        axis.set_xticks([])
-        axis.margins(y=0.15)
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[s]) for s in scores.index]
-    figure.legend(handles, scores.index, ncols=len(scores), loc="lower center", frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return figure
-
-
 def confusion(matrix: pd.DataFrame) -> Figure:
     """Draw which modality the captions name (columns) for which modality of the image (rows)."""
     matrix = matrix.loc[:, [c in matrix.index or matrix[c].any() for c in matrix.columns]]
@@ -188,38 +167,59 @@ def confusion(matrix: pd.DataFrame) -> Figure:
         if value:
             colour = "white" if share.iat[row, column] > 0.5 else INK
             axes.text(column, row, str(value), ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=20)
+    axes.set_xticks(range(matrix.shape[1]), matrix.columns, rotation=25, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(matrix.shape[0]), matrix.index)
     axes.set(xlabel="named in the tuned caption", ylabel="modality of the image")
-    axes.set_title("Modality")
+    axes.set_title(f"Modality, n = {matrix.to_numpy().sum():,} images")
     return figure
 
 
-def caption_gallery(images: list[Image.Image], captions: pd.DataFrame) -> Figure:
+def caption_gallery(images: list[Image.Image], captions: pd.DataFrame, title: str = "") -> Figure:
     """Draw images beside their reference, base and tuned captions, two a row.
 
     Args:
         images: one a row of ``captions``.
-        captions: columns image_id, reference, base, tuned.
+        captions: columns image_id, reference, base, tuned; where there are, reference_note, base_note and
+            tuned_note stand beside the captions' names.
+        title: over all of them; none where it is empty.
     """
-    rows = -(-len(images) // 2)
-    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.1 * rows), width_ratios=(1, 1.75) * 2, squeeze=False)
+    rows, head = max(1, -(-len(images) // 2)), 0.4 if title else 0.1
+    height = head + 2.1 * rows
+    figure, axes = plt.subplots(
+        rows, 4, figsize=(11, height), width_ratios=(1, 1.75) * 2, squeeze=False,
+        gridspec_kw={"left": 0.01, "right": 0.99, "bottom": 0, "top": 1 - head / height, "wspace": 0.05,
+                     "hspace": 0.07},
+    )  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
-    for number, (image, row) in enumerate(zip(images, captions.itertuples(), strict=True)):
+    for number, (image, (_, row)) in enumerate(zip(images, captions.iterrows(), strict=True)):
         picture, text = axes[number // 2, number % 2 * 2], axes[number // 2, number % 2 * 2 + 1]
-        picture.imshow(image)
-        write_captions(text, (("reference", row.reference, INK), ("base", row.base, "#6b7884"),
-                              ("tuned", row.tuned, TUNED)))  # fmt: skip
-    figure.tight_layout(w_pad=0.4)
+        picture.imshow(image, cmap="gray", vmin=0, vmax=255)
+        write_captions(text, [(name, row[name], colour, row.get(f"{name}_note", "")) for name, colour in
+                              (("reference", INK), ("base", "#6b7884"), ("tuned", TUNED))])  # fmt: skip
+    figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, fontweight="bold")
     return figure
 
 
-def write_captions(axis, parts: tuple[tuple[str, str, str], ...]) -> None:
-    """Write named captions below each other, each cut to what fits; ``$`` is text, not mathematics."""
-    top = 1.0
-    for name, caption, colour in parts:
-        lines = textwrap.wrap(" ".join(caption.split()) or "(empty)", 46, max_lines=3, placeholder=" …")
-        axis.text(0, top, name, fontsize=8, color=colour, fontweight="bold", va="top")
-        axis.text(0, top - 0.1, "\n".join(lines), fontsize=9, color=colour, va="top", parse_math=False)
-        top -= 0.15 + 0.1 * len(lines)
+def write_captions(axis, parts: list[tuple[str, str, str, str]]) -> None:
+    """Write captions below each other (name, caption, colour, note), each cut to what fits."""
+    down = 0
+    for name, caption, colour, note in parts:
+        lines = three_lines(" ".join(caption.split()) or "(empty)")
+        write = partial(axis.annotate, xy=(0, 1), textcoords="offset points", va="top", color=colour,
+                        parse_math=False)  # fmt: skip
+        write(name, xytext=(0, down), fontsize=8, fontweight="bold")
+        if note:
+            write(note, xytext=(54, down), fontsize=8)
+        write("\n".join(lines), xytext=(0, down - 11), fontsize=9)
+        down -= 16 + 11 * len(lines)
+
+
+def three_lines(caption: str, width: float = 236) -> list[str]:
+    """Break a caption into at most three lines of ``width`` points at size 9."""
+    font = FontProperties(size=9)
+    for letters in (46, 38, 30, 22):  # capitals are wide
+        lines = textwrap.wrap(caption, letters, max_lines=3, placeholder=" …")
+        if max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines) < width:
+            break
+    return lines

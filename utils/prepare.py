@@ -13,7 +13,7 @@ from utils.dataset import Layout, PreparedSplit
 from utils.filtering import KEPT, funnel, require_every_split
 from utils.images import SIZE
 from utils.imageshards import rejects_of, write_shard
-from utils.pairs import SPLITS
+from utils.pairs import CUI_MAPPING, SPLITS
 from utils.parts import finished, parts_of, write_parts
 from utils.rocov2 import Store
 from utils.stages import require_disk, write_json
@@ -60,9 +60,10 @@ def prepare_captions(
         room: the longest caption the model's positions leave room for, in tokens.
 
     Returns:
-        the table of ``captions.parquet`` and the token limit; n_tokens counts before the cut.
+        the table of ``captions.parquet`` and the token limit; n_tokens counts before the cut, mode and
+        chroma are those of the original file.
     """
-    table = records[["image_id", "split", "modality", "cuis"]].copy()
+    table = records[["image_id", "split", "modality", "cuis", "mode", "chroma"]].copy()
     table["raw_caption"] = records["caption"]
     table["caption"] = records["caption"].map(clean)
     ids = tokenise(table["caption"].tolist(), tokenizer, newline_id)
@@ -89,11 +90,14 @@ def settle(records: pd.DataFrame, rejects: dict[str, str]) -> pd.DataFrame:
     )
 
 
-def details(settings: Config, statistics: dict, layout: Layout, captions, limit: int) -> dict:
+def details(
+    settings: Config, modes: list[str] | None, statistics: dict, layout: Layout, captions, limit: int
+) -> dict:
     """Collect what ``preprocess.json`` records: all that later stages must repeat exactly.
 
     Args:
         settings: the stage's configuration.
+        modes: the image modes that stage 01 kept, None for all.
         statistics: size, mean and std of the model's image processor.
         layout: BLIP-2's token layout.
         captions: the table of ``captions.parquet``.
@@ -102,6 +106,8 @@ def details(settings: Config, statistics: dict, layout: Layout, captions, limit:
     longer = captions["n_tokens"] > limit
     return {
         "model_id": settings.model_id,
+        "source": settings.source,
+        "image_modes": modes,
         **statistics,
         "resample": "bicubic (Pillow)",
         "newline_id": layout.newline_id,
@@ -112,8 +118,9 @@ def details(settings: Config, statistics: dict, layout: Layout, captions, limit:
 
 
 def write_stage(
-    folder: Path, captions: pd.DataFrame, records: pd.DataFrame, rejects: dict, settings: dict
-) -> dict[str, int]:
+    folder: Path, captions: pd.DataFrame, records: pd.DataFrame, rejects: dict, settings: dict,
+    names: pd.DataFrame | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Write the stage's files beside its shards and return its key figures.
 
     Args:
@@ -122,11 +129,14 @@ def write_stage(
         records: what :func:`settle` returned.
         rejects: image id -> reason of every image that could not be prepared.
         settings: what ``preprocess.json`` holds; the funnel of both stages is added to it.
+        names: the concepts' names, which notebook 04 reads captions by; None where the source has none.
 
     Raises:
         ValueError: a split has no pair left.
     """
     captions.to_parquet(folder / "captions.parquet", index=False)
+    if names is not None:
+        names.to_csv(folder / CUI_MAPPING, index=False)
     lost = records[(records["reason"] == DAMAGED) & records["image_id"].isin(rejects)]
     lost[["image_id", "split", "source", "reason", "error"]].to_csv(folder / "rejects.csv", index=False)
     counts = funnel(records)

@@ -9,6 +9,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
+from utils.captionparts import read_costs
+from utils.folders import read_csv
+from utils.pairs import CUI_MAPPING
 from utils.stages import StageError, StageFolder, read_json
 
 STUDY = Path(__file__).parent / "sample" / "study.json"
@@ -32,6 +35,23 @@ def read_records(stage: StageFolder) -> pd.DataFrame:
 def read_revision(stage: StageFolder) -> str | None:
     """Read which commit of a hub data set stage 01 has looked at; None for other sources."""
     return read_json(stage.path / "report.json")["revision"]
+
+
+def read_concepts(stage: StageFolder, mapping: str | None = "auto") -> pd.DataFrame | None:
+    """Read the concepts' names (CUI, Canonical name); None where there are none.
+
+    Args:
+        stage: 01 or 02.
+        mapping: a ``cui_mapping.csv``; "auto" for the one that the stage hands on, None for none.
+
+    Raises:
+        SourceError: ``mapping`` is no such file.
+    """
+    path = stage.path / CUI_MAPPING if mapping == "auto" else mapping and Path(mapping)
+    if path is None or (mapping == "auto" and not path.is_file()):
+        return None
+    table = read_csv(path, ("CUI", "Canonical name"))
+    return table if len(table) else None
 
 
 def read_prepared(folder: Path, records: pd.DataFrame) -> list[Image.Image]:
@@ -142,9 +162,26 @@ def caption_table(samples: pd.DataFrame, count: int = 4) -> pd.DataFrame:
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
-    """Join the parts of stage 04: image_id, base, base_logprob, tuned, tuned_logprob, by id."""
-    parts = [pd.DataFrame(read_json(p)) for p in sorted((folder / "parts").glob("part-*.json"))]
-    return pd.concat(parts, ignore_index=True).sort_values("image_id", ignore_index=True)
+    """Join the parts of stage 04, by id; columns: see ``captionparts.CaptionParts``."""
+    parts = [read_json(path) for path in sorted((folder / "parts").glob("part-*.json"))]
+    tables = [pd.DataFrame({k: v for k, v in part.items() if k != "stamp"}) for part in parts]
+    return pd.concat(tables, ignore_index=True).sort_values("image_id", ignore_index=True)
+
+
+def read_cost(folder: Path) -> dict[str, dict[str, float]]:
+    """Sum what captioning has cost: step -> images, seconds of all processes, rate of one, peak memory."""
+    costs = read_costs(folder)
+    steps = {"see": "visual part, for both", "base": "base captions", "tuned": "tuned captions"}
+    images = int(costs["images"].sum())
+    return {
+        name: {
+            "images": images,
+            "seconds, all processes": round(float(costs[step].sum()), 1),
+            "images/s of a process": round(images / max(float(costs[step].sum()), 1e-9), 2),
+            "peak memory of a process, GiB": round(float(costs["peak_gib"].max()), 2),
+        }
+        for step, name in steps.items()
+    }
 
 
 def training_figures(run: dict) -> dict:

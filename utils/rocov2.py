@@ -73,6 +73,10 @@ class Release:
     pairs: pd.DataFrame
     cui_names: dict[str, str]
 
+    def concept_table(self) -> pd.DataFrame:
+        """Return the concepts' names as a release's ``cui_mapping.csv`` has them."""
+        return pd.DataFrame(list(self.cui_names.items()), columns=["CUI", "Canonical name"])
+
 
 def open_release(source: str, work: Path, procs: int = 2) -> Release:
     """Read the table of pairs of any source; draws the sample when needed, downloads no image.

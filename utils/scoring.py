@@ -1,53 +1,261 @@
-"""The evaluation's tables and files: systems side by side, on the same images, by the same metrics."""
+"""The evaluation: all systems on the same images, by the same metrics, with paired intervals."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from utils import metrics
+from utils import bertscore, concepts, facts, health, meteor, metrics, resampling, runtime
+from utils.availability import MetricUnavailable
+from utils.card import public_name
+from utils.predictions import check_ids, check_texts
+from utils.published import ROWS
+from utils.resampling import Measure
 from utils.stages import StageFolder, read_json, write_json
 
-SYSTEMS = ("most common caption", "base", "tuned")
-HEADLINE = ["bleu_1", "bleu_4", "rouge_l", "cider", "modality_accuracy", "finding_accuracy",
-            "side_accuracy", "all_right_share", "length_ratio", "unique_share"]  # fmt: skip
+# System -> column of its captions. The first two look at no image, or generate nothing: the least to beat.
+SYSTEMS = {"most common caption": "common", "nearest image": "nearest", "base": "base", "tuned": "tuned"}
+MODELS = ("base", "tuned")
+GROUPS = ("modality", "colour")
+GROUPED = ("rouge_l", "cider", "all_right_share")  # told for each group
+EACH = ("rouge_1", "rouge_l", "cider", "chrf", "concept_f1")  # kept for each caption
+NO_NAMES = "not computed: the source has no cui_mapping.csv; set CUI_MAPPING to ROCOv2's"
+Figures = dict[str, dict[str, dict]]
 
 
-def join_references(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Put the reference caption and the modality beside each prediction.
-
-    Raises:
-        ValueError: a test image has no prediction.
-    """
-    joined = table[["image_id", "caption", "modality"]].merge(predictions, on="image_id", how="left")
-    lost = joined["tuned"].isna()
-    if lost.any():
-        raise ValueError(
-            f"{lost.sum()} of {len(joined)} images have no caption (first: "
-            f"{joined['image_id'][lost].iloc[0]}). Run the generation cell again: it goes on."
-        )
-    return joined.rename(columns={"caption": "reference"})
-
-
-def score_systems(joined: pd.DataFrame, common: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score base, tuned and the most common training caption on the same images.
+def join(
+    test: pd.DataFrame, predictions: pd.DataFrame, nearest: pd.DataFrame, train: pd.DataFrame
+) -> pd.DataFrame:
+    """Put what every system says of each test image beside its reference.
 
     Args:
-        joined: columns reference, base, tuned, modality.
-        common: the most common training caption, the least that a model must beat.
+        test: captions of the test split: image_id, caption, modality, cuis, mode, chroma.
+        predictions: image_id, base, tuned, and what goes with them.
+        nearest: image_id, train_id: the training image that looks most alike.
+        train: captions of the training split.
 
     Returns:
-        summary (one row a system) and ``joined`` with the tuned captions' own scores, prefixed
-        ``tuned_``, beside the base's.
+        one row an image in the order of ``test``: its reference, modality, colour ("RGB, grey pixels"),
+        cuis, the captions common, nearest, base, tuned, and the other columns of ``predictions``.
+
+    Raises:
+        PredictionError: a test image has no caption or several, or a caption is no text.
     """
-    references, modalities = joined["reference"].tolist(), joined["modality"].tolist()
-    answers = {"most common caption": [common] * len(joined), "base": joined["base"].tolist(),
-               "tuned": joined["tuned"].tolist()}  # fmt: skip
-    rows, scored = {}, joined
-    for system, predictions in answers.items():
-        rows[system], own = metrics.score_captions(references, predictions, modalities)
-        if system in joined.columns:
-            scored = scored.join(own.add_prefix(f"{system}_").set_index(scored.index))
-    return pd.DataFrame(rows).T.loc[list(SYSTEMS)], scored
+    for table in (predictions, nearest):
+        check_ids(table["image_id"], test["image_id"].tolist())
+    for system in MODELS:
+        check_texts(predictions["image_id"], predictions[system], empty=True)
+    said = nearest[["image_id", "train_id"]].merge(
+        train[["image_id", "caption"]].set_axis(["train_id", "nearest"], axis=1), on="train_id", how="left"
+    )
+    kept = test[["image_id", "caption", "modality", "cuis"]].rename(columns={"caption": "reference"})
+    common = metrics.most_common_caption(train["caption"].tolist())
+    joined = kept.assign(colour=colour_of(test), common=common)
+    joined = joined.merge(said, on="image_id").merge(predictions, on="image_id")
+    known = joined["modality"].astype(object)
+    return joined.assign(modality=known.where(known.notna(), None))
+
+
+def colour_of(table: pd.DataFrame) -> list[str]:
+    """Name the file's mode and, where pixels were read, whether it shows colour."""
+    shown = np.where(table["chroma"].fillna(0) > 0, ", colour", ", grey pixels")
+    shown = np.where(table["chroma"].isna(), "", shown)
+    return (table["mode"].fillna("unknown") + shown).tolist()
+
+
+def concept_names(table: pd.DataFrame | None) -> concepts.ConceptNames | None:
+    """Make the reader of concepts from a table CUI, Canonical name; None stays None."""
+    if table is None:
+        return None
+    return concepts.ConceptNames(dict(zip(table["CUI"], table["Canonical name"], strict=True)))
+
+
+def run_bertscore(joined: pd.DataFrame, folder: Path, setting: str | None, procs: int) -> Path | str:
+    """Compute BERTScore of every system in processes of their own.
+
+    Args:
+        joined: what :func:`join` returned.
+        folder: of the stage; parts that are there are kept.
+        setting: the parameter BERTSCORE.
+        procs: processes.
+
+    Returns:
+        the folder of the scores, or why there are none.
+    """
+    try:
+        model = bertscore.wanted(setting)
+    except MetricUnavailable as error:
+        return str(error)
+    output = folder / "bertscore"
+    output.mkdir(exist_ok=True)
+    said = joined[["reference", *SYSTEMS.values()]].set_axis(["reference", *SYSTEMS], axis=1)
+    said.to_parquet(output / "pairs.parquet", index=False)
+    write_json(output / "job.json", {
+        "pairs": str(output / "pairs.parquet"), "systems": list(SYSTEMS), "output": str(output),
+        "model": model, "layers": None, "batch_size": 32, "device": None,
+    })  # fmt: skip
+    runtime.launch("utils.bertscore", output / "job.json", procs=procs)
+    return output
+
+
+def measures_of(
+    joined: pd.DataFrame, names: concepts.ConceptNames | None, bert: Path | str
+) -> tuple[dict[str, dict[str, Measure]], dict[str, str]]:
+    """Return system -> metric -> measure, and metric -> why it was not computed.
+
+    Args:
+        joined: what :func:`join` returned.
+        names: of the concepts; None where there are none.
+        bert: what :func:`run_bertscore` returned.
+    """
+    references, missing = joined["reference"].tolist(), {} if names is not None else {"concept_f1": NO_NAMES}
+    said = {system: joined[column].tolist() for system, column in SYSTEMS.items()}
+    measures = metrics.overlap_measures(references, said)
+    for system, captions in said.items():
+        found = measures[system]
+        found |= facts.fact_measures(references, captions, joined["modality"].tolist())
+        found |= health.health_measures(references, captions, joined.get(f"{system}_cut"))
+        if names is not None:
+            found |= concepts.concept_measures(references, captions, joined["cuis"].tolist(), names)
+        try:
+            found |= bert_measures(bert, system)
+        except MetricUnavailable as error:
+            missing |= dict.fromkeys(bertscore.METRICS, str(error))
+    try:
+        for system, measure in meteor.meteor_measures(references, said).items():
+            measures[system]["meteor"] = measure
+    except MetricUnavailable as error:
+        missing["meteor"] = f"not computed: {error}"
+    return measures, missing
+
+
+def bert_measures(bert: Path | str, system: str) -> dict[str, Measure]:
+    """Return BERTScore's measures of a system.
+
+    Raises:
+        MetricUnavailable: there are none; says why.
+    """
+    if isinstance(bert, str):
+        raise MetricUnavailable(bert)
+    return bertscore.bertscore_measures(bert, system)
+
+
+def grouped(measures: dict, joined: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Measure]]:
+    """Return (by, system, group) -> metric -> mean over the images of one group."""
+    found = {}
+    for by in GROUPS:
+        names = joined[by].fillna("unknown").to_numpy()
+        for system, group in itertools.product(MODELS, sorted(set(names))):
+            found[by, system, group] = {
+                metric: resampling.mean_of(np.asarray(measures[system][metric].each, float), names == group)
+                for metric in GROUPED
+            }
+    return found
+
+
+def figures_of(measures: dict, drawn: dict) -> Figures:
+    """Return system -> metric -> value, low, high (95 %) and n, as JSON has them: None where undefined."""
+    return {
+        system: {
+            metric: figure(measure.value, drawn[system].get(metric), measure.n)
+            for metric, measure in found.items()
+        }
+        for system, found in measures.items()
+    }  # fmt: skip
+
+
+def figure(value: float, replicates: np.ndarray | None, n: int) -> dict:
+    """Return a value with its interval and the number of images that it is of.
+
+    What no image counts for has no value. The replicates are moved so that their mean is the value: CIDEr's
+    lie beside it, since an image that is drawn twice makes its own words look common.
+    """
+    found = None
+    if replicates is not None and not np.isnan(replicates).all():
+        found = resampling.interval(replicates - np.nanmean(replicates) + value)
+    low, high = found or (None, None)
+    plain = {"value": value if n else None, "low": low if n else None, "high": high if n else None}
+    return {k: None if v is None or np.isnan(v) else float(v) for k, v in plain.items()} | {"n": int(n)}
+
+
+def differences(measures: dict, drawn: dict) -> Figures:
+    """Return other system -> metric -> tuned minus other, with the interval of the paired difference."""
+    return {
+        other: {
+            metric: figure(
+                measures["tuned"][metric].value - measure.value,
+                drawn["tuned"][metric] - drawn[other][metric],
+                measure.n,
+            )
+            for metric, measure in measures[other].items() if metric in measures["tuned"]
+        }
+        for other in SYSTEMS if other != "tuned"
+    }  # fmt: skip
+
+
+def evaluate(
+    joined: pd.DataFrame, measures: dict[str, dict[str, Measure]], missing: dict[str, str], resamples: int,
+    seed: int,
+) -> dict:  # fmt: skip
+    """Score all systems and draw the intervals: what ``metrics.json`` holds beside its settings.
+
+    Args:
+        joined: what :func:`join` returned.
+        measures: what :func:`measures_of` returned, with what it could not compute.
+        missing: metric -> why it was not computed.
+        resamples: of the paired bootstrap over images; 0 draws no intervals.
+        seed: of the bootstrap.
+    """
+    parts = grouped(measures, joined)
+    drawn = resampling.replicates(measures | parts, resamples, seed)
+    groups: dict = {by: {system: {} for system in MODELS} for by in GROUPS}
+    for (by, system, group), figures in figures_of(parts, drawn).items():
+        groups[by][system][group] = figures
+    confused = facts.modality_confusion(joined["modality"].tolist(), joined["tuned"].tolist())
+    return {
+        "scores": figures_of(measures, drawn),
+        "tuned_minus": differences(measures, drawn),
+        "not_computed": missing,
+        "groups": groups,
+        "confusion": confused.to_dict("index"),
+        "calibration": {system: calibration(joined, measures, system) for system in MODELS},
+        "most_common_caption": joined["common"].iloc[0],
+        "published": list(ROWS),
+    }
+
+
+def calibration(joined: pd.DataFrame, measures: dict[str, dict[str, Measure]], system: str) -> dict:
+    """Return Spearman's correlation of log-probability a token with ROUGE-L: whether the model knows."""
+    sure = joined[f"{system}_logprob"] / joined[f"{system}_token_logprobs"].map(len).clip(lower=1)
+    good = pd.Series(measures[system]["rouge_l"].each, joined.index)
+    # Of a constant no order is known.
+    rho = sure.corr(good, method="spearman") if min(sure.nunique(), good.nunique()) > 1 else np.nan
+    return figure(rho, None, len(joined))
+
+
+def per_caption(joined: pd.DataFrame, measures: dict, names: concepts.ConceptNames | None) -> pd.DataFrame:
+    """Put the scores of each caption of base and tuned beside it, prefixed with the system."""
+    references, scored = joined["reference"].tolist(), joined
+    for system in MODELS:
+        captions = joined[system].tolist()
+        found = {m: measures[system][m].each for m in EACH if m in measures[system]}
+        for flip in ("negation_flip", "side_flip"):
+            found[flip] = measures[system][f"{flip}_share"].each
+        rows = facts.fact_agreement(references, captions, joined["modality"].tolist()).assign(**found)
+        if names is not None:
+            rows["invented"] = np.asarray(measures[system]["invented_share"].each).astype(bool)
+            errors = concepts.concept_errors(references, captions, joined["cuis"].tolist(), names)
+            rows = rows.join(errors.add_suffix("_concepts"))
+        scored = scored.join(rows.add_prefix(f"{system}_").set_index(scored.index))
+    return scored
+
+
+def chosen(scored: pd.DataFrame, count: int, seed: int) -> dict[str, pd.DataFrame]:
+    """Choose captions to read: the best and worst tuned ones by CIDEr, and some at random."""
+    ordered = scored.sort_values("tuned_cider", kind="stable")
+    drawn = scored.sample(min(count, len(scored)), random_state=seed)
+    return {"Best": ordered.iloc[::-1].head(count), "Worst": ordered.head(count), "Random": drawn}
 
 
 def settings(decoding: dict, prepared: StageFolder, trained: StageFolder) -> dict:
@@ -57,27 +265,17 @@ def settings(decoding: dict, prepared: StageFolder, trained: StageFolder) -> dic
     return {
         "split": "test",
         "images": prepared.manifest["counts"]["test"],
-        "model_id": preprocess["model_id"],
+        "source": public_name(preprocess["source"]),
+        "image_modes": preprocess["image_modes"],
+        "model_id": public_name(preprocess["model_id"]),
+        "model_revision": preprocess["model_revision"],
         "adapter_sha256": trained.manifest["files"]["adapter/adapter_model.safetensors"]["sha256"],
         "preset": run["preset"],
         "decoding": decoding | {"sampling": False},
+        "bertscore_model": bertscore.MODEL if decoding["bertscore"] == "auto" else decoding["bertscore"],
         "token_limit": preprocess["token_limit"],
         "normalisation": "ImageCLEFmedical Caption: lower case, digits -> number, no punctuation",
-        "cider": "CIDEr-D of pycocoevalcap, document frequencies from these references",
-    }
-
-
-def write_stage(folder: Path, scored: pd.DataFrame, summary: pd.DataFrame, settings: dict) -> dict:
-    """Write predictions, scores and the submission file; return the stage's key figures."""
-    scored.to_parquet(folder / "predictions.parquet", index=False)
-    submission = scored[["image_id", "tuned"]].set_axis(["ID", "Caption"], axis=1)
-    submission.to_csv(folder / "submission.csv", index=False)
-    scores = {system: row.to_dict() for system, row in summary.iterrows()}
-    write_json(folder / "metrics.json", {"settings": settings, "scores": scores})
-    base, tuned = summary.loc["base"], summary.loc["tuned"]
-    return {
-        "images": len(scored),
-        "cider": f"{base['cider']:.3f} -> {tuned['cider']:.3f}",
-        "modality": f"{base['modality_accuracy']:.2f} -> {tuned['modality_accuracy']:.2f}",
-        "all_right": f"{base['all_right_share']:.2f} -> {tuned['all_right_share']:.2f}",
+        "raw": "the caption as written; BLEU and CIDEr on 13a tokens, case kept",
+        "cider": "CIDEr-D of the COCO caption code, document frequencies from these references",
+        "intervals": "95 %, percentiles of the paired bootstrap over images, centred at the value",
     }

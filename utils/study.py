@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import metrics, notebooks, results, runtime, series, stages
+from utils import facts, metrics, notebooks, results, runtime, series, stages
 from utils.config import TrainConfig
 from utils.stages import REPO, StageFolder, read_json, write_json
 
@@ -76,17 +76,18 @@ def score(folder: Path, prepared: StageFolder, procs: int) -> dict[str, float]:
     output.mkdir(exist_ok=True)
     write_json(output / "job.json", {
         "prepared": str(prepared.path), "adapter": str(folder / "adapter"), "output": str(output),
-        "split": "valid", "config": {"beams": 1, "batch_size": 32, "max_new_tokens": None},
+        "split": "valid", "config": {"beams": 1, "batch_size": 32, "max_new_tokens": None,
+                                     "min_new_tokens": 0, "no_repeat_ngram": 0},
     })  # fmt: skip
     runtime.launch("utils.generate", output / "job.json", procs=procs)
     captions = results.read_captions(prepared, "valid")
     tuned = results.read_predictions(output)["tuned"].tolist()
     references = captions["caption"].tolist()
-    facts = metrics.fact_agreement(references, tuned, captions["modality"].tolist())
+    right = facts.fact_agreement(references, tuned, captions["modality"].tolist())
     return {
         "cider": metrics.cider(references, tuned)[0],
         "rouge_l": float(metrics.rouge(references, tuned)["rouge_l"].mean()),
-        "all_right_share": float(facts["all_right"].mean()),
+        "all_right_share": float(right["all_right"].mean()),
     }
 
 

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 
-BENCHES = ("data", "whole", "train", "faults", "gpu")
+BENCHES = ("data", "whole", "train", "evaluate", "faults", "gpu")
 
 
 def main() -> int:
