@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import metrics, scoring
+from utils import captioned, metrics, scoring
 from utils.predictions import PredictionError
 
 TEST = pd.DataFrame({
@@ -28,7 +28,7 @@ NAMES = pd.DataFrame({"CUI": ["C0040405", "C0024485", "C0028259", "C0010709"],
 
 
 def joined(**changes):
-    return scoring.join(TEST, PREDICTIONS.assign(**changes), NEAREST, TRAIN)
+    return captioned.join(TEST, PREDICTIONS.assign(**changes), NEAREST, TRAIN)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +67,7 @@ def test_what_every_system_says_stands_beside_its_own_reference():
 )
 def test_predictions_that_are_not_one_text_an_image_are_refused(predictions, message):
     with pytest.raises(PredictionError, match=message):
-        scoring.join(TEST, predictions, NEAREST, TRAIN)
+        captioned.join(TEST, predictions, NEAREST, TRAIN)
 
 
 def test_an_empty_caption_of_a_model_is_scored_and_not_refused():
@@ -93,13 +93,21 @@ def test_without_concept_names_the_row_says_what_to_do():
 
 
 def test_a_figure_has_its_interval_and_undefined_is_none():
-    assert scoring.figure(0.5, np.arange(101) / 100, 7) == {
-        "value": 0.5, "low": pytest.approx(0.025), "high": pytest.approx(0.975), "n": 7,
+    drawn = np.arange(101) / 100
+    assert scoring.figure("rouge_l", 0.4, drawn, 7) == {
+        "value": 0.4, "low": pytest.approx(0.025), "high": pytest.approx(0.975), "n": 7,
     }  # fmt: skip
-    # CIDEr's replicates lie beside its value; their spread counts
-    assert scoring.figure(3.5, np.arange(101) / 100, 7)["low"] == pytest.approx(3.025)
-    assert scoring.figure(0.5, np.empty(0), 7)["low"] is None
-    assert scoring.figure(np.nan, np.array([np.nan]), 0) == {"value": None, "low": None, "high": None, "n": 0}
+    assert scoring.figure("chrf", 0.5, np.empty(0), 7)["low"] is None
+    undefined = {"value": None, "low": None, "high": None}
+    assert scoring.figure("side_flip_share", np.nan, np.array([np.nan]), 3) == undefined | {"n": 3}
+    assert scoring.figure("concept_f1", 1.0, drawn, 0) == undefined | {"n": 0}
+
+
+def test_ciders_interval_lies_around_its_value():
+    """Its replicates lie beside it, and a share centred in the same way ended above 1."""
+    drawn = np.arange(101) / 100
+    assert scoring.figure("cider_raw", 3.5, drawn, 7)["low"] == pytest.approx(3.025)
+    assert scoring.figure("all_right_share", 0.9, drawn, 7)["high"] <= 1
 
 
 def test_the_difference_is_paired():
@@ -142,7 +150,7 @@ def test_without_resamples_there_are_values_and_no_intervals(scores):
 
 
 def test_each_caption_keeps_its_own_scores_and_errors(scores):
-    scored = scoring.per_caption(joined().set_axis([7, 3, 5]), scores[0], scoring.concept_names(NAMES))
+    scored = captioned.per_caption(joined().set_axis([7, 3, 5]), scores[0], scoring.concept_names(NAMES))
     assert scored.index.tolist() == [7, 3, 5]
     assert scored["tuned_all_right"].tolist() == [True, False, False]
     assert scored["tuned_side_flip"].tolist()[1] == 1
@@ -154,10 +162,10 @@ def test_each_caption_keeps_its_own_scores_and_errors(scores):
 
 def test_the_captions_to_read_are_the_best_the_worst_and_some_by_chance():
     table = pd.DataFrame({"image_id": list("abcdef"), "tuned_cider": [3, 1, 9, 5, 0, 2]})
-    found = scoring.chosen(table, 2, seed=0)
+    found = captioned.chosen(table, 2, seed=0)
     assert [rows["image_id"].tolist() for rows in found.values()][:2] == [["c", "d"], ["e", "b"]]
-    assert found["Random"].equals(scoring.chosen(table, 2, seed=0)["Random"])
-    assert len(scoring.chosen(table, 50, seed=0)["Random"]) == 6
+    assert found["Random"].equals(captioned.chosen(table, 2, seed=0)["Random"])
+    assert len(captioned.chosen(table, 50, seed=0)["Random"]) == 6
 
 
 def test_the_settings_hold_all_that_a_score_depends_on(tmp_path, finish):

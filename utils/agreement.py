@@ -1,9 +1,11 @@
 """Checks before an evaluation: its stages belong together, and nobody has trained on its test images."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from utils.generate import require_fit
 from utils.predictions import listed
@@ -32,7 +34,8 @@ def require_same_origin(prepared: StageFolder, trained: StageFolder) -> None:
 def pixel_owners(folder: Path, split: str) -> dict[bytes, str]:
     """Return hash of the stored pixels -> image id; equal prepared pictures are equal files."""
     owners = {}
-    for path in sorted(folder.glob(f"images-{split}-*.parquet")):
+    paths = sorted(folder.glob(f"images-{split}-*.parquet"))
+    for path in tqdm(paths, desc=f"pixels of {split}", unit="shard", file=sys.stdout, delay=2):
         for batch in pq.ParquetFile(path).iter_batches(256, columns=["image_id", "image"]):
             for row in batch.to_pylist():
                 owners[hashlib.blake2b(row["image"]["bytes"], digest_size=16).digest()] = row["image_id"]

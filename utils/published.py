@@ -36,9 +36,9 @@ ROWS = (
 
 
 def published_table(ours: list[dict], others: list[dict]) -> pd.DataFrame:
-    """Put our rows above published ones; columns ``COLUMNS``, "–" where there is no figure."""
+    """Put our rows above published ones, by system; "–" where there is no figure."""
     table = pd.DataFrame([*ours, *others]).reindex(columns=COLUMNS).astype(object)
     for name in ("n", *SCORES):
         form = ",.0f" if name == "n" else ".4f"
         table[name] = [f"{value:{form}}" if pd.notna(value) else "–" for value in table[name]]
-    return table
+    return table.set_index("system").rename_axis(None)

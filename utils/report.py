@@ -28,13 +28,15 @@ HEADLINE = ("bleu_1", "bleu_4", "rouge_l", "cider", "chrf", "concept_f1", "modal
             "finding_accuracy", "side_accuracy", "all_right_share", "length_ratio",
             "unique_share")  # fmt: skip
 SHARES = HEADLINE[:10]  # from 0 to 1, but for CIDEr, and higher is better: their difference means something
+COMPARED = {"modes": "image modes", "text": "text normalised by", "bertscore_model": "BERTScore's model",
+            "meteor": "METEOR"}  # fmt: skip
 NOTHING = "–"
 
 
 def label(metric: str, model: str | None = None) -> str:
     """Return a metric's name as tables show it; BERTScore's is nothing without its ``model``."""
     plain = metric.removesuffix("_raw")
-    by = f" ({model})" if plain.startswith("bertscore") else ""
+    by = f" ({(model or '').rpartition('/')[2]})" if plain.startswith("bertscore") else ""
     return LABELS[plain] + by + (", raw text" if plain != metric else "")
 
 
@@ -56,22 +58,33 @@ def in_order(written: dict) -> list[str]:
 
 
 def scores_table(written: dict, names: Iterable[str] | None = None) -> pd.DataFrame:
-    """Lay out scores with 95 % intervals: a row a metric, a column a system, n, and what is missing.
+    """Lay out scores with 95 % intervals: a row a metric, a column a system, and the images that count.
 
     Args:
         written: what ``metrics.json`` holds.
-        names: metrics; None for all. One that was not computed says why in each column.
+        names: metrics; None for all. The row of one that was not computed says so; see :func:`reasons`.
     """
     rows = {}
     for metric in in_order(written) if names is None else names:
-        why = written["not_computed"].get(metric)
-        found = {system: figures.get(metric) for system, figures in written["scores"].items()}
-        counts = [figure["n"] for figure in found.values() if figure]
-        cells = {system: cell(figure) for system, figure in found.items()}
+        found = [figures.get(metric) for figures in written["scores"].values()]
+        nothing = "not computed" if metric in written["not_computed"] else NOTHING
+        cells = [cell(figure) if figure else nothing for figure in found]
         name = label(metric, written["settings"]["bertscore_model"])
-        rows[name] = {**cells, "n": max(counts, default=0), "note": why or ""}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table if table["note"].any() else table.drop(columns="note")
+        rows[name] = dict(zip(written["scores"], cells, strict=True)) | {"n": images(found)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def images(figures: list[dict | None]) -> str:
+    """Write how many images count: one number, or where systems differ one a system."""
+    counts = [f"{figure['n']:,}" if figure else NOTHING for figure in figures]
+    there = {count for count in counts if count != NOTHING}
+    return " / ".join(counts) if len(there) > 1 else next(iter(there), NOTHING)
+
+
+def reasons(written: dict) -> str:
+    """Say of each metric that was not computed why not, a line each."""
+    model = written["settings"]["bertscore_model"]
+    return "\n".join(f"{label(metric, model)}: {why}" for metric, why in written["not_computed"].items())
 
 
 def difference_table(written: dict, names: Iterable[str] = SHARES) -> pd.DataFrame:
@@ -139,7 +152,8 @@ def comparison(written: dict) -> pd.DataFrame:
          **{m: (written["scores"][system].get(m) or {}).get("value") for m in SCORES}}
         for system in ("base", "tuned")
     ]  # fmt: skip
-    return published_table(ours, written["published"])
+    titles = {metric: LABELS[metric].partition(",")[0] for metric in SCORES}
+    return published_table(ours, written["published"]).rename(columns=titles | COMPARED)
 
 
 def cost_table(written: dict) -> pd.DataFrame:

@@ -1,67 +1,25 @@
 """The evaluation: all systems on the same images, by the same metrics, with paired intervals."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from utils import bertscore, concepts, facts, health, meteor, metrics, resampling, runtime
 from utils.availability import MetricUnavailable
+from utils.captioned import MODELS, SYSTEMS
 from utils.card import public_name
-from utils.predictions import check_ids, check_texts
 from utils.published import ROWS
 from utils.resampling import Measure
 from utils.stages import StageFolder, read_json, write_json
 
-# System -> column of its captions. The first two look at no image, or generate nothing: the least to beat.
-SYSTEMS = {"most common caption": "common", "nearest image": "nearest", "base": "base", "tuned": "tuned"}
-MODELS = ("base", "tuned")
 GROUPS = ("modality", "colour")
 GROUPED = ("rouge_l", "cider", "all_right_share")  # told for each group
-EACH = ("rouge_1", "rouge_l", "cider", "chrf", "concept_f1")  # kept for each caption
 NO_NAMES = "not computed: the source has no cui_mapping.csv; set CUI_MAPPING to ROCOv2's"
 Figures = dict[str, dict[str, dict]]
-
-
-def join(
-    test: pd.DataFrame, predictions: pd.DataFrame, nearest: pd.DataFrame, train: pd.DataFrame
-) -> pd.DataFrame:
-    """Put what every system says of each test image beside its reference.
-
-    Args:
-        test: captions of the test split: image_id, caption, modality, cuis, mode, chroma.
-        predictions: image_id, base, tuned, and what goes with them.
-        nearest: image_id, train_id: the training image that looks most alike.
-        train: captions of the training split.
-
-    Returns:
-        one row an image in the order of ``test``: its reference, modality, colour ("RGB, grey pixels"),
-        cuis, the captions common, nearest, base, tuned, and the other columns of ``predictions``.
-
-    Raises:
-        PredictionError: a test image has no caption or several, or a caption is no text.
-    """
-    for table in (predictions, nearest):
-        check_ids(table["image_id"], test["image_id"].tolist())
-    for system in MODELS:
-        check_texts(predictions["image_id"], predictions[system], empty=True)
-    said = nearest[["image_id", "train_id"]].merge(
-        train[["image_id", "caption"]].set_axis(["train_id", "nearest"], axis=1), on="train_id", how="left"
-    )
-    kept = test[["image_id", "caption", "modality", "cuis"]].rename(columns={"caption": "reference"})
-    common = metrics.most_common_caption(train["caption"].tolist())
-    joined = kept.assign(colour=colour_of(test), common=common)
-    joined = joined.merge(said, on="image_id").merge(predictions, on="image_id")
-    known = joined["modality"].astype(object)
-    return joined.assign(modality=known.where(known.notna(), None))
-
-
-def colour_of(table: pd.DataFrame) -> list[str]:
-    """Name the file's mode and, where pixels were read, whether it shows colour."""
-    shown = np.where(table["chroma"].fillna(0) > 0, ", colour", ", grey pixels")
-    shown = np.where(table["chroma"].isna(), "", shown)
-    return (table["mode"].fillna("unknown") + shown).tolist()
 
 
 def concept_names(table: pd.DataFrame | None) -> concepts.ConceptNames | None:
@@ -75,7 +33,7 @@ def run_bertscore(joined: pd.DataFrame, folder: Path, setting: str | None, procs
     """Compute BERTScore of every system in processes of their own.
 
     Args:
-        joined: what :func:`join` returned.
+        joined: what :func:`captioned.join` returned.
         folder: of the stage; parts that are there are kept.
         setting: the parameter BERTSCORE.
         procs: processes.
@@ -105,14 +63,14 @@ def measures_of(
     """Return system -> metric -> measure, and metric -> why it was not computed.
 
     Args:
-        joined: what :func:`join` returned.
+        joined: what :func:`captioned.join` returned.
         names: of the concepts; None where there are none.
         bert: what :func:`run_bertscore` returned.
     """
     references, missing = joined["reference"].tolist(), {} if names is not None else {"concept_f1": NO_NAMES}
     said = {system: joined[column].tolist() for system, column in SYSTEMS.items()}
     measures = metrics.overlap_measures(references, said)
-    for system, captions in said.items():
+    for system, captions in tqdm(said.items(), desc="scoring", unit="system", file=sys.stdout, delay=2):
         found = measures[system]
         found |= facts.fact_measures(references, captions, joined["modality"].tolist())
         found |= health.health_measures(references, captions, joined.get(f"{system}_cut"))
@@ -158,40 +116,45 @@ def figures_of(measures: dict, drawn: dict) -> Figures:
     """Return system -> metric -> value, low, high (95 %) and n, as JSON has them: None where undefined."""
     return {
         system: {
-            metric: figure(measure.value, drawn[system].get(metric), measure.n)
+            metric: figure(metric, measure.value, drawn[system][metric], measure.n)
             for metric, measure in found.items()
         }
         for system, found in measures.items()
-    }  # fmt: skip
+    }
 
 
-def figure(value: float, replicates: np.ndarray | None, n: int) -> dict:
-    """Return a value with its interval and the number of images that it is of.
+def figure(metric: str, value: float, replicates: np.ndarray, n: int) -> dict:
+    """Return a value with its interval and the number of images that it is of; nothing where n is 0.
 
-    What no image counts for has no value. The replicates are moved so that their mean is the value: CIDEr's
-    lie beside it, since an image that is drawn twice makes its own words look common.
+    CIDEr's replicates are moved so that their mean is the value: they lie beside it, since an image that is
+    drawn twice makes its own words look common.
     """
-    found = None
-    if replicates is not None and not np.isnan(replicates).all():
-        found = resampling.interval(replicates - np.nanmean(replicates) + value)
-    low, high = found or (None, None)
-    plain = {"value": value if n else None, "low": low if n else None, "high": high if n else None}
-    return {k: None if v is None or np.isnan(v) else float(v) for k, v in plain.items()} | {"n": int(n)}
+    if metric.startswith("cider") and not np.isnan(replicates).all():
+        replicates = replicates - np.nanmean(replicates) + value
+    low, high = resampling.interval(replicates) or (None, None)
+    plain = {"value": value, "low": low, "high": high}
+    undefined = n == 0 or np.isnan(value)
+    return {k: None if undefined or v is None else float(v) for k, v in plain.items()} | {"n": int(n)}
 
 
 def differences(measures: dict, drawn: dict) -> Figures:
-    """Return other system -> metric -> tuned minus other, with the interval of the paired difference."""
-    return {
-        other: {
-            metric: figure(
-                measures["tuned"][metric].value - measure.value,
-                drawn["tuned"][metric] - drawn[other][metric],
-                measure.n,
-            )
-            for metric, measure in measures[other].items() if metric in measures["tuned"]
-        }
-        for other in SYSTEMS if other != "tuned"
-    }  # fmt: skip
+    """Return other system -> metric -> tuned minus other, with the interval of the paired difference.
+
+    n is that of the system with fewer images that count.
+    """
+    tuned, found = measures["tuned"], {}
+    for other in SYSTEMS:
+        if other != "tuned":
+            found[other] = {
+                metric: figure(
+                    metric,
+                    tuned[metric].value - measure.value,
+                    drawn["tuned"][metric] - drawn[other][metric],
+                    min(measure.n, tuned[metric].n),
+                )
+                for metric, measure in measures[other].items() if metric in tuned
+            }  # fmt: skip
+    return found
 
 
 def evaluate(
@@ -201,7 +164,7 @@ def evaluate(
     """Score all systems and draw the intervals: what ``metrics.json`` holds beside its settings.
 
     Args:
-        joined: what :func:`join` returned.
+        joined: what :func:`captioned.join` returned.
         measures: what :func:`measures_of` returned, with what it could not compute.
         missing: metric -> why it was not computed.
         resamples: of the paired bootstrap over images; 0 draws no intervals.
@@ -231,31 +194,7 @@ def calibration(joined: pd.DataFrame, measures: dict[str, dict[str, Measure]], s
     good = pd.Series(measures[system]["rouge_l"].each, joined.index)
     # Of a constant no order is known.
     rho = sure.corr(good, method="spearman") if min(sure.nunique(), good.nunique()) > 1 else np.nan
-    return figure(rho, None, len(joined))
-
-
-def per_caption(joined: pd.DataFrame, measures: dict, names: concepts.ConceptNames | None) -> pd.DataFrame:
-    """Put the scores of each caption of base and tuned beside it, prefixed with the system."""
-    references, scored = joined["reference"].tolist(), joined
-    for system in MODELS:
-        captions = joined[system].tolist()
-        found = {m: measures[system][m].each for m in EACH if m in measures[system]}
-        for flip in ("negation_flip", "side_flip"):
-            found[flip] = measures[system][f"{flip}_share"].each
-        rows = facts.fact_agreement(references, captions, joined["modality"].tolist()).assign(**found)
-        if names is not None:
-            rows["invented"] = np.asarray(measures[system]["invented_share"].each).astype(bool)
-            errors = concepts.concept_errors(references, captions, joined["cuis"].tolist(), names)
-            rows = rows.join(errors.add_suffix("_concepts"))
-        scored = scored.join(rows.add_prefix(f"{system}_").set_index(scored.index))
-    return scored
-
-
-def chosen(scored: pd.DataFrame, count: int, seed: int) -> dict[str, pd.DataFrame]:
-    """Choose captions to read: the best and worst tuned ones by CIDEr, and some at random."""
-    ordered = scored.sort_values("tuned_cider", kind="stable")
-    drawn = scored.sample(min(count, len(scored)), random_state=seed)
-    return {"Best": ordered.iloc[::-1].head(count), "Worst": ordered.head(count), "Random": drawn}
+    return figure("spearman", rho, np.empty(0), len(joined))
 
 
 def settings(decoding: dict, prepared: StageFolder, trained: StageFolder) -> dict:
@@ -277,5 +216,5 @@ def settings(decoding: dict, prepared: StageFolder, trained: StageFolder) -> dic
         "normalisation": "ImageCLEFmedical Caption: lower case, digits -> number, no punctuation",
         "raw": "the caption as written; BLEU and CIDEr on 13a tokens, case kept",
         "cider": "CIDEr-D of the COCO caption code, document frequencies from these references",
-        "intervals": "95 %, percentiles of the paired bootstrap over images, centred at the value",
+        "intervals": "95 %, percentiles of the paired bootstrap over images; CIDEr's centred at its value",
     }
