@@ -61,7 +61,7 @@ def require_unseen(prepared: StageFolder) -> int:
     if shared:
         raise StageError(
             f"{len(shared)} test images were also trained or validated on, with the same pixels: "
-            f"{listed(sorted(shared))}. Run notebook 01 with PIXELS = True, which drops such copies, and "
-            f"then the later notebooks."
+            f"{listed(sorted(shared))}. Run notebook 01 with PIXELS = True, which drops such copies (take "
+            f"one that is equal only at this size out of the source), and then the later notebooks."
         )
     return seen
