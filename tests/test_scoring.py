@@ -131,6 +131,7 @@ def test_metrics_json_is_strict_json_with_groups_and_published_rows(scores):
     assert again["groups"]["modality"]["tuned"]["unknown"]["rouge_l"]["n"] == 2
     assert again["groups"]["colour"]["base"]["L"]["rouge_l"]["value"] == 0
     assert again["most_common_caption"] == "CT of the chest."
+    assert again["tuned_minus"]["base"]["side_flip_share"]["n"] == 0  # base names no side: nothing to compare
     assert again["confusion"]["CT"]["CT"] == 1
     assert len(again["published"]) == 7
 
@@ -154,6 +155,7 @@ def test_each_caption_keeps_its_own_scores_and_errors(scores):
     assert scored.index.tolist() == [7, 3, 5]
     assert scored["tuned_all_right"].tolist() == [True, False, False]
     assert scored["tuned_side_flip"].tolist()[1] == 1
+    assert scored["base_side_flip"].isna().all()  # it names no side
     assert scored["tuned_invented"].tolist() == [False, False, False]
     assert scored["base_missed_concepts"].tolist()[1] == "Magnetic Resonance Imaging"
     assert scored["tuned_concept_f1"].tolist()[0] == 1
