@@ -197,13 +197,6 @@ def test_by_itself_it_is_computed_where_there_is_a_gpu_or_the_weights_are(monkey
         bertscore.wanted(None)
 
 
-def test_the_metrics_are_named_with_model_and_idf():
-    assert bertscore.labels("roberta-large") == {
-        "bertscore_f1": "BERTScore F1 (roberta-large, no idf)",
-        "bertscore_f1_idf": "BERTScore F1 (roberta-large, idf over the references)",
-    }
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False])
 def test_the_process_ends_well_whether_the_model_is_there_or_not(job, tmp_path, there):

@@ -31,12 +31,6 @@ PART = 512  # images: what a kill can cost, and whose embeddings are held at a t
 PLAN = "bertscore.json"
 
 
-def labels(model: str) -> dict[str, str]:
-    """Name the two metrics: the same captions score .86 by one model and .64 by another."""
-    weights = ("no idf", "idf over the references")
-    return {metric: f"BERTScore F1 ({model}, {idf})" for metric, idf in zip(METRICS, weights, strict=True)}
-
-
 def wanted(setting: str | None) -> str:
     """Return the model to compute BERTScore by; nothing is looked for on the network.
 

@@ -17,7 +17,6 @@ from utils.availability import MetricUnavailable
 from utils.metrics import check_texts, normalise
 from utils.resampling import Sums
 
-LABEL = "METEOR 1.5 (exact, stem, synonym and paraphrase matches)"
 JAR = "meteor-1.5.jar"
 TIME_LIMIT = 1200  # seconds; 10,000 pairs take about 10
 # The program's English parameters, tuned to human rankings of translations.
