@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 
 from utils import concepts, facts, metrics
+from utils.captionparts import SYSTEMS as MODELS
 from utils.predictions import check_ids, check_texts
 
 # System -> column of its captions. The first two look at no image, or generate nothing: the least to beat.
 SYSTEMS = {"most common caption": "common", "nearest image": "nearest", "base": "base", "tuned": "tuned"}
-MODELS = ("base", "tuned")
 EACH = ("rouge_1", "rouge_l", "cider", "chrf", "concept_f1")  # kept for each caption
 
 
